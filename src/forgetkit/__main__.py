@@ -1,0 +1,5 @@
+"""`python -m forgetkit`."""
+
+from forgetkit.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""Component 2a-2b of arXiv 2310.02238."""

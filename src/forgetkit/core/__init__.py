@@ -1,0 +1,1 @@
+"""What every stage uses and no stage owns: artifacts, settings, models, progress, provenance, errors."""

@@ -1,0 +1,348 @@
+"""The training loop: the Hugging Face Trainer behind one thin adapter, made to stop and continue exactly.
+
+What the Trainer does not do by itself and is done here: gradients normalised by the true number of positions of an
+accumulation window, a stop before a non-finite update, checkpoints that are believed only when every byte has the
+hash its manifest states, and signals that end the run at a step boundary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    get_scheduler,
+)
+from transformers.utils import logging as hf_logging
+
+from forgetkit.core.artifacts import hash_json
+from forgetkit.core.checkpoints import Signals, commit_checkpoint, newest_checkpoint
+from forgetkit.core.errors import ForgetkitError, Interrupted
+from forgetkit.core.optim import MasterAdamW
+from forgetkit.core.progress import Progress, progress
+from forgetkit.settings import TrainSettings
+
+T = TypeVar("T")
+
+
+class Loss(NamedTuple):
+    """The loss of one micro-batch; what is differentiated is sum of totals / sum of counts over an optimiser step."""
+
+    total: Tensor
+    """Scalar: the loss summed over positions, in nats."""
+    count: Tensor | float  # type: ignore[assignment]  # hides tuple.count, which no one needs here
+    """Number, or summed weight, of those positions; may be 0."""
+    logs: dict[str, float]
+    """Further numbers for the log; averaged over the micro-batches of a step."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a finished training reports."""
+
+    steps: int
+    log: list[dict[str, float]]
+    """One row per optimiser step: step, loss (nats per position), lr, grad_norm (before clipping), seconds, logs."""
+
+
+@dataclass
+class _Window:
+    """Running sums over the micro-batches of one optimiser step."""
+
+    total: float = 0.0
+    count: float = 0.0
+    logs: dict[str, list[float]] = field(default_factory=dict)
+
+    def add(self, loss: Loss) -> None:
+        self.total += loss.total.detach().item()
+        self.count += float(loss.count)
+        for key, value in loss.logs.items():
+            self.logs.setdefault(key, []).append(value)
+
+
+def _non_finite(what: str, step: int) -> ForgetkitError:
+    return ForgetkitError(
+        f"non-finite {what} at step {step}",
+        "training",
+        "lower the learning rate; nothing of this step was applied",
+    )
+
+
+class _Adapter(Trainer):  # type: ignore[misc]
+    """The Trainer with the caller's loss; nothing else is overridden."""
+
+    loss_function: Callable[[PreTrainedModel, dict[str, Tensor]], Loss]
+    window: _Window
+
+    def compute_loss(
+        self,
+        model: PreTrainedModel,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """The micro-batch's summed loss; `_Steps` divides the summed gradients by the summed count."""
+        loss = self.loss_function(model, inputs)
+        self.window.add(loss)
+        if not math.isfinite(self.window.total) or not math.isfinite(self.window.count):
+            raise _non_finite("loss", self.state.global_step + 1)
+        if loss.total.requires_grad:
+            return loss.total
+        # A micro-batch without any counted position: zero gradient instead of an error in backward.
+        return loss.total + 0.0 * next(p for p in model.parameters() if p.requires_grad).sum()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the Trainer's and its library's own messages; ours remain."""
+    before, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(before)
+        if bars:
+            hf_logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def _same_randomness() -> Iterator[None]:
+    """Restore all random states afterwards: what happens inside must not change the training."""
+    python, array, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(array)
+        torch.set_rng_state(cpu)
+        if cuda:
+            torch.cuda.set_rng_state_all(cuda)
+
+
+@dataclass
+class _Plan:
+    """What the callback needs to know about the run."""
+
+    settings: TrainSettings
+    folder: Path
+    identity: str
+    snapshot_steps: frozenset[int]
+    on_snapshot: Callable[[int, PreTrainedModel], None] | None
+
+
+class _Steps(TrainerCallback):  # type: ignore[misc]
+    """Everything that happens at step boundaries."""
+
+    def __init__(
+        self, plan: _Plan, optimizer: MasterAdamW, window: _Window, signals: Signals, bar: Progress
+    ) -> None:
+        self.plan, self.optimizer, self.window, self.signals, self.bar = plan, optimizer, window, signals, bar
+        self.rows: list[dict[str, float]] = []
+        self._norm = self._rate = 0.0
+        self._time = time.monotonic()
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Take over the log of a checkpoint."""
+        self.rows = list(state.log_history)
+        self._time = time.monotonic()
+        if state.global_step:
+            self.bar.advance(state.global_step, note=f"continued from step {state.global_step}")
+
+    def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Begin an accumulation window."""
+        self.window.total = self.window.count = 0.0
+        self.window.logs.clear()
+
+    def on_substep_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """After a micro-batch that is not the window's last."""
+        self.optimizer.collect()
+
+    def on_pre_optimizer_step(
+        self, args: Any, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Turn summed gradients into the step's gradient; refuse a non-finite one."""
+        self._norm = self.optimizer.normalise(self.window.count, self.plan.settings.clip_norm)
+        if not math.isfinite(self._norm):
+            raise _non_finite("gradient", state.global_step + 1)
+        self._rate = float(self.optimizer.param_groups[0]["lr"])
+
+    def on_step_end(
+        self, args: Any, state: TrainerState, control: TrainerControl, *, model: PreTrainedModel, **_: Any
+    ) -> None:
+        """After the update: log, snapshot, and ask for a checkpoint when one is due or a signal came."""
+        now = time.monotonic()
+        loss = self.window.total / self.window.count if self.window.count > 0 else 0.0
+        row = {"step": state.global_step, "loss": loss, "lr": self._rate, "grad_norm": self._norm}
+        row |= {"seconds": now - self._time} | {k: sum(v) / len(v) for k, v in self.window.logs.items()}
+        self._time = now
+        self.rows.append(row)
+        state.log_history.append(row)
+        self.bar.advance(1, note=f"loss {loss:.3f}")
+        if self.plan.on_snapshot is not None and state.global_step in self.plan.snapshot_steps:
+            with _same_randomness():
+                self.plan.on_snapshot(state.global_step, model)
+            self._time = time.monotonic()
+        last = state.global_step >= state.max_steps
+        control.should_save = state.global_step % self.plan.settings.checkpoint_steps == 0 and not last
+        if self.signals.number:
+            control.should_save = control.should_training_stop = True
+
+    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """After the Trainer wrote a checkpoint."""
+        commit_checkpoint(self.plan.folder / f"checkpoint-{state.global_step}", self.plan.identity)
+
+
+def _arguments(settings: TrainSettings, folder: Path, device: torch.device, seed: int) -> TrainingArguments:
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=1,
+        per_device_train_batch_size=settings.batch_blocks,
+        gradient_accumulation_steps=settings.accumulation,
+        train_sampling_strategy="sequential",
+        max_grad_norm=0.0,  # clipped by `_Steps`, after normalisation
+        remove_unused_columns=False,
+        bf16=False,
+        fp16=False,
+        save_strategy="no",  # `_Steps` asks for checkpoints
+        logging_strategy="no",
+        report_to="none",
+        logging_nan_inf_filter=False,
+        disable_tqdm=True,
+        log_level="error",
+        dataloader_num_workers=0,
+        dataloader_pin_memory=device.type == "cuda",
+        average_tokens_across_devices=False,
+        use_cpu=device.type == "cpu",
+        seed=seed,
+        data_seed=seed,
+    )
+    assert arguments.device.type == device.type, f"model on {device}, training on {arguments.device}"
+    # Several GPUs in one process would mean DataParallel, which splits batches behind our back.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
+
+
+def run_identity(
+    model: PreTrainedModel, settings: TrainSettings, samples: int, seed: int, identity: str
+) -> str:
+    """What a checkpoint must have in common with a run to be continued by it, as one hash."""
+    shapes = [[n, list(p.shape), str(p.dtype), p.requires_grad] for n, p in model.named_parameters()]
+    kept = settings.model_dump(mode="json", exclude={"checkpoint_steps", "snapshots"})
+    return hash_json(
+        {"settings": kept, "samples": samples, "seed": seed, "caller": identity, "parameters": shapes}
+    )
+
+
+def train(
+    model: PreTrainedModel,
+    dataset: Sequence[T],
+    collate: Callable[[list[T]], dict[str, Tensor]],
+    loss: Callable[[PreTrainedModel, dict[str, Tensor]], Loss],
+    settings: TrainSettings,
+    folder: Path,
+    *,
+    seed: int,
+    label: str,
+    snapshot_steps: Sequence[int] = (),
+    on_snapshot: Callable[[int, PreTrainedModel], None] | None = None,
+    identity: str = "",
+) -> TrainResult:
+    """Train `model` in place, one pass over `dataset` in its given order (epochs are unrolled by the caller).
+
+    ceil(len(dataset) / (batch_blocks * accumulation)) optimiser steps; each differentiates the sum of totals over
+    the sum of counts of its micro-batches. Parameters that require a gradient are trained through fp32 masters;
+    at the end all parameters are fp32 and hold those masters, and the model is in eval mode.
+
+    `folder` belongs to this run: a call with the same arguments continues from its newest verified checkpoint and,
+    on a CPU with the same number of threads, ends with the same bits as an undisturbed run. `identity` (say, a
+    fingerprint of model and data) guards against continuing another run's checkpoint.
+    `on_snapshot(step, model)` runs after the update of the steps named, and again when such a step is repeated after
+    a crash; the model is then in its compute dtype and must be left as found.
+
+    Raises ForgetkitError on a non-finite loss or gradient, before the update; Interrupted after SIGINT or SIGTERM,
+    when a checkpoint has been written.
+    """
+    steps = math.ceil(len(dataset) / (settings.batch_blocks * settings.accumulation))
+    optimizer = MasterAdamW(
+        [p for p in model.parameters() if p.requires_grad],
+        settings.learning_rate,
+        weight_decay=settings.weight_decay,
+    )
+    rows: list[dict[str, float]] = []
+    if steps:
+        rows = _run(
+            model, dataset, collate, loss, optimizer, steps, seed, label,
+            _Plan(
+                settings,
+                folder,
+                run_identity(model, settings, len(dataset), seed, identity),
+                frozenset(snapshot_steps),
+                on_snapshot,
+            ),
+        )  # fmt: skip
+    optimizer.release()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.data = parameter.data.float()
+    model.eval()
+    return TrainResult(steps, rows)
+
+
+def _run(
+    model: PreTrainedModel,
+    dataset: Sequence[T],
+    collate: Callable[[list[T]], dict[str, Tensor]],
+    loss: Callable[[PreTrainedModel, dict[str, Tensor]], Loss],
+    optimizer: MasterAdamW,
+    steps: int,
+    seed: int,
+    label: str,
+    plan: _Plan,
+) -> list[dict[str, float]]:
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    settings = plan.settings
+    name = "constant_with_warmup" if settings.schedule == "constant" else settings.schedule
+    with _quiet(), Signals() as signals, progress(label, steps, "steps") as bar:
+        window = _Window()
+        callback = _Steps(plan, optimizer, window, signals, bar)
+        trainer = _Adapter(
+            model=model,
+            args=_arguments(settings, plan.folder, model.device, seed),
+            data_collator=collate,
+            train_dataset=dataset,
+            optimizers=(
+                optimizer,
+                get_scheduler(
+                    name, optimizer, num_warmup_steps=settings.warmup_steps, num_training_steps=steps
+                ),
+            ),
+            callbacks=[callback],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.loss_function, trainer.window = loss, window
+        # Either of these tells the Trainer (newer, older) not to divide the loss by the number of micro-batches.
+        trainer.loss_is_scaled_for_ga, trainer.compute_loss_func = True, loss
+        checkpoint = newest_checkpoint(plan.folder, plan.identity)
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if signals.number:
+        raise Interrupted(signals.number)
+    assert trainer.state.global_step == steps, f"{trainer.state.global_step} steps of {steps}"
+    return callback.rows

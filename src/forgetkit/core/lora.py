@@ -1,0 +1,68 @@
+"""Low-rank adapters (Hu et al. 2021, arXiv 2106.09685) through `peft`: attach before training, merge after."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers.pytorch_utils import Conv1D
+
+from forgetkit.core.errors import ForgetkitError
+from forgetkit.settings import LoraSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def attach(
+    model: PreTrainedModel, settings: LoraSettings, name: str = "default", *, seed: int = 0
+) -> PeftModel:
+    """Freeze `model` and put trainable fp32 adapters beside its linear layers; embeddings and head stay as they are.
+
+    The adapters' random start depends on `seed` alone; the global random state is not touched.
+    Raises ForgetkitError when `settings.target_modules` matches no layer.
+    """
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        target_modules=settings.target_modules,
+        lora_dropout=0.0,
+        bias="none",
+        task_type="CAUSAL_LM",
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
+    )
+    cuda = [model.device.index or 0] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda), warnings.catch_warnings():
+        # peft tells that fan_in_fan_out is decided per layer for models that mix the two kinds: intended.
+        warnings.filterwarnings("ignore", message="fan_in_fan_out", category=UserWarning)
+        torch.manual_seed(seed)
+        try:
+            adapted = get_peft_model(model, config, adapter_name=name)
+        except ValueError as error:
+            if "target module" not in str(error).lower():
+                raise
+            raise ForgetkitError(
+                f"no layer matches '{settings.target_modules}'", "lora.target_modules", "use 'all-linear'"
+            ) from error
+    # With a model id here, saving an adapter would look the base model's config up on the Hub.
+    adapted.peft_config[name].base_model_name_or_path = None
+    # Trap P3: a checkpointed segment whose inputs need no gradient gives its adapters none.
+    model.enable_input_require_grads()
+    return adapted
+
+
+def merge(model: PeftModel) -> PreTrainedModel:
+    """Add the adapters into the weights, in fp32, and return the plain model with all parameters in fp32.
+
+    The adapted model is used up; to merge in the middle of a training, merge a `copy.deepcopy` of it.
+    """
+    base = model.get_base_model()
+    model.float()
+    base.disable_input_require_grads()
+    merged = model.merge_and_unload()
+    for parameter in merged.parameters():
+        parameter.requires_grad_(True)
+    result: PreTrainedModel = merged
+    return result

@@ -1,0 +1,56 @@
+"""What a result depends on besides its inputs: versions, threads, seeds."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import random
+
+import numpy as np
+import torch
+
+import forgetkit
+
+_PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors", "tokenizers", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Versions of forgetkit, Python and the libraries that results depend on, and the platform."""
+    found = {"forgetkit": forgetkit.__version__, "python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "missing"
+    found["platform"] = f"{platform.system()}-{platform.machine()}"
+    return found
+
+
+def available_cores() -> int:
+    """Cores this process may use (which in a container can be fewer than the machine has)."""
+    if hasattr(os, "sched_getaffinity"):
+        return max(1, len(os.sched_getaffinity(0)))
+    return os.cpu_count() or 1
+
+
+def pin_threads(threads: int) -> int:
+    """Fix torch's CPU threads (0 = all cores) and choose deterministic algorithms; the resolved number.
+
+    Sums differ in the last bit between thread counts, so bit-exact repetition needs the number this returns.
+    """
+    assert threads >= 0, threads
+    resolved = threads or available_cores()
+    torch.set_num_threads(resolved)
+    # read by cuBLAS when the first CUDA context is made; harmless without CUDA
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    return resolved
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's generators (every device's)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # the legacy global generator, which libraries still use
+    torch.manual_seed(seed)

@@ -1,0 +1,1 @@
+"""What a model still knows, and whether it is still a language model: before, after, and on the way."""

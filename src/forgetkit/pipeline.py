@@ -1,0 +1,492 @@
+"""READ FIRST: the whole method on one page. Each stage makes one folder of the run from the folders before it.
+
+    1-corpus      read, clean and cut the texts into blocks                    corpus/
+    2-reinforced  Component 1: train further on the target                     reinforce.py
+    3-anchors     Component 2a: the dictionary, which a person may edit        anchors/
+    4-labels      Components 2b-2d: translate, align, combine, keep consistent relabel/
+    5-unlearned   Component 3: fine-tune on the labels                         finetune.py, methods/
+    6-evaluation  before, after, along the way, beside the truth               evaluate/
+    8-report      one HTML page                                                report/
+
+Stages never call each other. A stage is done again exactly when what it is made from has changed: its own settings,
+the stages it reads, the input files, the seed, the dtype, the device or the number of threads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from forgetkit import corpus, finetune, reinforce
+from forgetkit.anchors.build import build_dictionary
+from forgetkit.anchors.dictionary import Dictionary, merge_edits
+from forgetkit.core import artifacts, models
+from forgetkit.core.config import dump_settings
+from forgetkit.core.errors import ForgetkitError, Interrupted
+from forgetkit.core.provenance import pin_threads, seed_everything, versions
+from forgetkit.corpus.blocks import BlockedCorpus, block_documents
+from forgetkit.corpus.readers import input_files, read_paths
+from forgetkit.evaluate.run import evaluate
+from forgetkit.relabel.build import build_labels, load_labels
+from forgetkit.relabel.preview import write_preview
+from forgetkit.report import build as build_report
+from forgetkit.settings import Section, Settings
+
+log = logging.getLogger("forgetkit")
+ANCHORS, PROPOSED = "anchors.yaml", "proposed.yaml"
+BUNDLED_HELDOUT = Path(__file__).parent / "demo" / "assets" / "heldout"
+RETAIN_FOR_EVALUATION = 10
+"""Every so many-th retain block is kept out of training and used to measure retain loss."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run is about."""
+
+    model: str
+    target: tuple[Path, ...]
+    retain: tuple[Path, ...] = ()
+
+    def describe(self) -> dict[str, Any]:
+        """As given by the user, for recognising a run folder."""
+        return {"model": self.model, "target": [str(p) for p in self.target]}
+
+
+@dataclass(frozen=True)
+class Event:
+    """What the pipeline tells its caller: a stage 'begins', is 'done' or is 'kept' from before."""
+
+    stage: str
+    what: str
+    seconds: float = 0.0
+
+
+class Context:
+    """Everything stages share: inputs, settings, the run folder, and hashes computed once."""
+
+    def __init__(self, inputs: Inputs, settings: Settings, run: Path) -> None:
+        self.inputs, self.settings, self.run = inputs, settings, run
+        self.threads = pin_threads(settings.threads)
+        self.device = str(models.resolve_device(settings.model.device))
+        seed_everything(settings.seed)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The input model's tokenizer."""
+        return models.load_tokenizer(self.inputs.model, self.settings.model)
+
+    @cached_property
+    def model_hash(self) -> str:
+        """SHA-256 over the input model's files."""
+        return models.model_fingerprint(self.inputs.model, self.settings.model)
+
+    def folder(self, stage: str) -> Path:
+        """The stage's committed folder."""
+        return self.run / stage
+
+    def corpus(self) -> tuple[BlockedCorpus, BlockedCorpus | None]:
+        """Target and retain text of 1-corpus."""
+        return corpus.load(self.folder("1-corpus"))
+
+    def dictionary(self) -> Dictionary:
+        """The dictionary as it stands now, a person's edits included."""
+        return Dictionary.load(self.folder("3-anchors") / ANCHORS)
+
+    def reinforced(self) -> Path | None:
+        """The reinforced model's folder, None when there is none (`reinforce.epochs` 0)."""
+        folder = self.folder("2-reinforced") / "model"
+        return folder if folder.exists() else None
+
+    def load_model(self, source: str | Path) -> Any:
+        """A model in the compute dtype, in eval mode."""
+        return models.load_model(str(source), self.settings.model)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step: what it is made from (`needs`, as values to be hashed) and what makes it."""
+
+    name: str
+    needs: Callable[[Context], dict[str, Any]]
+    make: Callable[[Context, Path, Path], Any]
+    """(context, folder to fill, work folder kept over restarts)."""
+    mutable: tuple[str, ...] = ()
+    exact: bool = True
+    """Whether dtype, device and threads can change the result's bits."""
+
+
+def run(
+    inputs: Inputs,
+    settings: Settings,
+    out: Path,
+    *,
+    until: str = "8-report",
+    on_event: Callable[[Event], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Run every stage that is not done, in order, up to `until`; returns the evaluation's results ({} without).
+
+    Raises:
+        ForgetkitError: any mistake in the inputs; `out` belongs to other inputs or is in use; non-finite numbers.
+        Interrupted: a signal came; what was reached is kept.
+    """
+    with artifacts.run_lock(out):
+        artifacts.clean_orphans(out)
+        _claim(out, inputs)
+        (out / "settings.yaml").write_text(dump_settings(settings))
+        context = Context(inputs, settings, out)
+        for stage in STAGES:
+            _ensure(stage, context, on_event)
+            if stage.name == until:
+                break
+    if not (out / "6-evaluation").exists() or until < "6":
+        return {}
+    results: dict[str, Any] = json.loads((out / "6-evaluation" / "results.json").read_text())
+    return results
+
+
+def _ensure(stage: Stage, context: Context, on_event: Callable[[Event], None]) -> None:
+    """Make the stage's folder unless it is there, whole, and made from the same things."""
+    parents = stage.needs(context)
+    fingerprint = fingerprint_of(stage, context, parents)
+    if artifacts.find_complete(context.run, stage.name, fingerprint) is not None:
+        on_event(Event(stage.name, "kept"))
+        return
+    on_event(Event(stage.name, "begins"))
+    began = time.monotonic()
+    work = artifacts.work_folder(context.run, stage.name, fingerprint)
+    extra = {
+        "seed": context.settings.seed,
+        "threads": context.threads,
+        "device": context.device,
+        "versions": versions(),
+        "settings": {k: v.model_dump(mode="json") for k, v in parents.items() if isinstance(v, Section)},
+    }
+    identities = {k: v for k, v in parents.items() if isinstance(v, str)}
+    with artifacts.commit(
+        context.run, stage.name, fingerprint, identities, extra, mutable=stage.mutable
+    ) as folder:
+        try:
+            stage.make(context, folder, work)
+        except KeyboardInterrupt as error:
+            raise Interrupted(2) from error
+    on_event(Event(stage.name, "done", time.monotonic() - began))
+
+
+def fingerprint_of(stage: Stage, context: Context, parents: Mapping[str, Any]) -> str:
+    """SHA-256 of everything the stage's result depends on."""
+    machine = {
+        "dtype": context.settings.model.dtype,
+        "device": context.device.split(":")[0],
+        "threads": context.threads,
+    }
+    return artifacts.hash_json(
+        {
+            "stage": stage.name,
+            "schema": artifacts.SCHEMA,
+            "seed": context.settings.seed,
+            "from": dict(parents),
+            "machine": machine if stage.exact else {},
+        }
+    )
+
+
+def _claim(out: Path, inputs: Inputs) -> None:
+    """Refuse a folder that belongs to other inputs, or that is not a run folder at all."""
+    path, mine = out / "run.json", inputs.describe()
+    if path.exists():
+        try:
+            owner = json.loads(path.read_text())
+        except ValueError:
+            owner = {}
+        if owner != mine:
+            raise ForgetkitError(
+                f"belongs to a run of model {owner.get('model')} on target {owner.get('target')}",
+                where=str(out),
+                remedy="choose another --out, or delete this folder",
+            )
+        return
+    others = [p.name for p in out.iterdir() if p.name != ".lock"]
+    if others:
+        raise ForgetkitError(
+            f"is not a run folder, and not empty (it holds {sorted(others)[0]})",
+            where=str(out),
+            remedy="choose a new or empty folder for --out",
+        )
+    path.write_text(json.dumps(mine, indent=1))
+
+
+# ---- what each stage is made from, and what makes it ----
+
+
+def _files(paths: Sequence[Path]) -> str:
+    """One hash over the names and contents of all files under `paths`."""
+    return artifacts.hash_json(
+        [[p.name, artifacts.hash_file(p)] for p in (input_files(paths) if paths else [])]
+    )
+
+
+def _made(context: Context, stage: str) -> str:
+    manifest = artifacts.read_manifest(context.folder(stage))
+    assert manifest is not None, f"{stage} was not made before a stage that needs it"
+    return manifest.fingerprint
+
+
+def _meaning(context: Context) -> str:
+    """The dictionary's effect: kept terms and counterparts. Other edits redo nothing."""
+    return artifacts.hash_json([[a.term, a.kind, a.counterpart] for a in context.dictionary().kept])
+
+
+def _make_corpus(context: Context, out: Path, work: Path) -> None:
+    corpus.build(context.inputs.target, context.inputs.retain, context.tokenizer, context.settings.corpus, out)
+
+
+def _make_reinforced(context: Context, out: Path, work: Path) -> None:
+    target, _ = context.corpus()
+    reinforce.run(
+        context.inputs.model,
+        target,
+        context.settings.reinforce,
+        context.settings.model,
+        out,
+        work=work,
+        seed=context.settings.seed,
+    )
+
+
+def _make_anchors(context: Context, out: Path, work: Path) -> None:
+    target, retain = context.corpus()
+    settings, reinforced = context.settings.anchors, context.reinforced()
+    needs_models = settings.dictionary is None and (settings.model_signal or settings.rank_counterparts)
+    proposed = build_dictionary(
+        target,
+        retain,
+        context.tokenizer,
+        settings,
+        baseline=context.load_model(context.inputs.model) if needs_models else None,
+        reinforced=context.load_model(reinforced) if needs_models and settings.model_signal and reinforced else None,
+        work=work,
+        seed=context.settings.seed,
+    )
+    proposed.save(out / PROPOSED)
+    before = context.folder("3-anchors")
+    if (before / ANCHORS).exists() and (before / PROPOSED).exists():
+        proposed = merge_edits(
+            Dictionary.load(before / PROPOSED), Dictionary.load(before / ANCHORS), proposed
+        )
+    if not proposed.kept:
+        raise ForgetkitError(
+            "no anchor term was found in the target",
+            where="3-anchors",
+            remedy="lower anchors.min_count or anchors.min_score, or give anchors.dictionary",
+        )
+    proposed.save(out / ANCHORS)
+
+
+def _make_labels(context: Context, out: Path, work: Path) -> None:
+    target, retain = context.corpus()
+    settings = context.settings
+    train_retain, _ = split_retain(retain)
+    labels = work / "labels"
+    reinforced = context.reinforced() if settings.relabel.alpha > 0 else None
+    build_labels(
+        target,
+        train_retain,
+        context.dictionary(),
+        context.tokenizer,
+        context.load_model(context.inputs.model),
+        context.load_model(reinforced) if reinforced else None,
+        settings.relabel,
+        labels,
+        retain_blocks=int(len(target) * settings.relabel.max_retain_ratio) or 1,
+    )
+    write_preview(labels / "preview.json", target, load_labels(labels)[0], context.tokenizer)
+    for path in labels.iterdir():
+        path.rename(out / path.name)
+
+
+def _make_unlearned(context: Context, out: Path, work: Path) -> None:
+    target, retain = context.corpus()
+    labels, retain_labels = load_labels(context.folder("4-labels"))
+    train_retain, _ = split_retain(retain)
+    tokenizer = context.tokenizer
+    finetune.run(
+        context.inputs.model,
+        finetune.LabelledText(target, labels),
+        finetune.LabelledText(train_retain, retain_labels) if train_retain and retain_labels else None,
+        context.settings.finetune,
+        context.settings.model,
+        out,
+        work=work,
+        seed=context.settings.seed,
+        pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
+    )
+
+
+def _make_evaluation(context: Context, out: Path, work: Path) -> None:
+    target, retain = context.corpus()
+    settings = context.settings.evaluate
+    roles: dict[str, str | Path] = {
+        "baseline": context.inputs.model,
+        "unlearned": context.folder("5-unlearned") / "model",
+    }
+    if settings.reference:
+        roles["reference"] = settings.reference
+    snapshots = {
+        int(p.name.removeprefix("step-")): p for p in (context.folder("5-unlearned") / "snapshots").glob("step-*")
+    }
+    evaluate(
+        roles,
+        target,
+        Dictionary.load(settings.anchors) if settings.anchors else context.dictionary(),
+        evaluation_texts(settings, context.tokenizer, context.settings, retain),
+        context.tokenizer,
+        settings,
+        context.settings.model,
+        out,
+        context.settings.seed,
+        snapshots=snapshots,
+        work=work,
+    )
+
+
+def _make_report(context: Context, out: Path, work: Path) -> None:
+    build_report(context.run, context.settings.report, out)
+
+
+def split_retain(retain: BlockedCorpus | None) -> tuple[BlockedCorpus | None, BlockedCorpus | None]:
+    """(blocks to train on, blocks to measure retain loss on): every tenth block is never trained on."""
+    if retain is None or len(retain) < RETAIN_FOR_EVALUATION:
+        return retain, None
+    held = [i for i in range(len(retain)) if i % RETAIN_FOR_EVALUATION == RETAIN_FOR_EVALUATION - 1]
+    kept = [i for i in range(len(retain)) if i % RETAIN_FOR_EVALUATION != RETAIN_FOR_EVALUATION - 1]
+    return (
+        dataclasses.replace(retain, bounds=retain.bounds[kept]),
+        dataclasses.replace(retain, bounds=retain.bounds[held]),
+    )
+
+
+def evaluation_texts(
+    evaluate_settings: Any, tokenizer: Any, settings: Settings, retain: BlockedCorpus | None
+) -> dict[str, BlockedCorpus]:
+    """The texts whose loss must not rise: held-out, neighbour, and the retain blocks not trained on."""
+    texts: dict[str, BlockedCorpus] = {}
+    paths = {"heldout": evaluate_settings.heldout or (BUNDLED_HELDOUT,), "neighbour": evaluate_settings.neighbour}
+    for name, given in paths.items():
+        if given:
+            documents = read_paths(given, settings.corpus)
+            texts[name] = block_documents(documents, tokenizer, settings.corpus.block_tokens)
+    _, held = split_retain(retain)
+    if held is not None:
+        texts["retain"] = held
+    return texts
+
+
+def _without_paths(settings: Settings) -> dict[str, Any]:
+    return settings.evaluate.model_dump(mode="json", exclude={"heldout", "neighbour", "anchors", "reference"})
+
+
+STAGES: tuple[Stage, ...] = (
+    Stage(
+        "1-corpus",
+        lambda c: {
+            "target": _files(c.inputs.target),
+            "retain": _files(c.inputs.retain),
+            "tokenizer": models.tokenizer_fingerprint(c.inputs.model, c.settings.model),
+            "corpus": c.settings.corpus,
+        },
+        _make_corpus,
+        exact=False,
+    ),
+    Stage(
+        "2-reinforced",
+        lambda c: {"model": c.model_hash, "1-corpus": _made(c, "1-corpus"), "reinforce": c.settings.reinforce},
+        _make_reinforced,
+    ),
+    Stage(
+        "3-anchors",
+        lambda c: {
+            "model": c.model_hash,
+            "1-corpus": _made(c, "1-corpus"),
+            "2-reinforced": _made(c, "2-reinforced") if c.settings.anchors.model_signal else "",
+            "given": _files([c.settings.anchors.dictionary]) if c.settings.anchors.dictionary else "",
+            "anchors": c.settings.anchors,
+        },
+        _make_anchors,
+        mutable=(ANCHORS,),
+    ),
+    Stage(
+        "4-labels",
+        lambda c: {
+            "model": c.model_hash,
+            "1-corpus": _made(c, "1-corpus"),
+            "2-reinforced": _made(c, "2-reinforced") if c.settings.relabel.alpha > 0 else "",
+            "3-anchors": _meaning(c),
+            "relabel": c.settings.relabel,
+        },
+        _make_labels,
+    ),
+    Stage(
+        "5-unlearned",
+        lambda c: {"model": c.model_hash, "4-labels": _made(c, "4-labels"), "finetune": c.settings.finetune},
+        _make_unlearned,
+    ),
+    Stage(
+        "6-evaluation",
+        lambda c: {
+            "5-unlearned": _made(c, "5-unlearned"),
+            "3-anchors": _files([c.settings.evaluate.anchors]) if c.settings.evaluate.anchors else _meaning(c),
+            "heldout": _files(c.settings.evaluate.heldout or [BUNDLED_HELDOUT]),
+            "neighbour": _files(c.settings.evaluate.neighbour),
+            "reference": models.model_fingerprint(c.settings.evaluate.reference)
+            if c.settings.evaluate.reference
+            else "",
+            "evaluate": artifacts.hash_json(_without_paths(c.settings)),
+        },
+        _make_evaluation,
+    ),
+    Stage(
+        "8-report",
+        lambda c: {"6-evaluation": _made(c, "6-evaluation"), "report": c.settings.report},
+        _make_report,
+        exact=False,
+    ),
+)
+
+
+def unlearn(
+    model: str | Path,
+    target: str | Path | Sequence[str | Path],
+    out: str | Path,
+    *,
+    retain: str | Path | Sequence[str | Path] = (),
+    settings: Settings | Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Make `model` un-read `target`: the whole pipeline as one call; the same call again resumes.
+
+    Args:
+        model: folder or cached Hub id of a causal language model.
+        target, retain: files or folders.
+        out: run folder; the unlearned model is `out/5-unlearned/model`.
+        settings: `Settings`, or nested keys such as `{"finetune": {"epochs": 1}}`.
+
+    Returns:
+        The evaluation's results (docs/results_schema.md).
+
+    Raises:
+        ForgetkitError: as `run`.
+    """
+    chosen = settings if isinstance(settings, Settings) else Settings.model_validate(settings or {})
+    return run(Inputs(str(model), _paths(target), _paths(retain)), chosen, Path(out))
+
+
+def _paths(given: str | Path | Sequence[str | Path]) -> tuple[Path, ...]:
+    return (Path(given),) if isinstance(given, str | Path) else tuple(Path(p) for p in given)
+
+

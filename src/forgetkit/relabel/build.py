@@ -1,0 +1,370 @@
+"""Components 2b-2d of arXiv 2310.02238 over a whole corpus: blocks in, label shards out.
+
+Full-vocabulary logits exist for `chunk_positions` rows at a time, and only for rows that get a label; everything
+else is hidden states of one batch. Shards are written one by one, so a killed run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from forgetkit.anchors.dictionary import Dictionary
+from forgetkit.anchors.matcher import Match, Matcher
+from forgetkit.anchors.translate import align, translate
+from forgetkit.core.batches import pad_blocks
+from forgetkit.core.errors import ForgetkitError
+from forgetkit.core.heads import SplitHead
+from forgetkit.core.models import encode
+from forgetkit.core.progress import Progress
+from forgetkit.corpus.blocks import BlockedCorpus
+from forgetkit.relabel.combine import TopK, generic_logits, hard_labels, soft_labels
+from forgetkit.relabel.consistency import (
+    LabelPlan,
+    Role,
+    Status,
+    plan_block,
+    telltale_tokens,
+)
+from forgetkit.relabel.shards import BlockLabels, LabelShards, id_type, write_index, write_shard
+from forgetkit.settings import RelabelSettings
+
+BLOCKS_PER_SHARD = 256
+
+
+@dataclass(frozen=True)
+class PreparedBlock:
+    """One block, translated, aligned and planned."""
+
+    ids: NDArray[np.int32]
+    """Original token ids; [n]."""
+    target_ids: NDArray[np.int32]
+    """Token ids of the translation; [m]."""
+    plan: LabelPlan
+
+
+def prepare_blocks(
+    corpus: BlockedCorpus, dictionary: Dictionary, tokenizer: Any, settings: RelabelSettings
+) -> Iterator[PreparedBlock]:
+    """Translate, tokenise and align block after block (ALGORITHM 2b), in the corpus' order."""
+    matcher = Matcher(dictionary)
+    telltale = telltale_tokens(corpus, matcher) if settings.suppress_unseen_anchors > 0 else None
+    document, matches = -1, list[Match]()
+    for index in range(len(corpus)):
+        block = corpus[index]
+        if block.document != document:
+            document = block.document
+            matches = matcher.find(corpus.documents[document].text)
+        text = corpus.documents[document].text
+        translation = translate(text, matches, block.char_start, block.char_end)
+        target_ids, target_offsets = encode(tokenizer, translation.text)
+        alignment = align(
+            block.offsets, block.ids, translation, block.char_start, target_offsets, target_ids
+        )
+        yield PreparedBlock(block.ids, target_ids, plan_block(alignment, target_ids, settings, telltale))
+
+
+def plain_blocks(corpus: BlockedCorpus) -> Iterator[PreparedBlock]:
+    """Blocks as they are, every position labelled by itself: retain text needs no dictionary."""
+    none, nothing = np.empty(0, np.int32), np.empty(0, np.float32)
+    for index in range(len(corpus)):
+        ids = corpus[index].ids
+        status = np.full(len(ids), Status.LABEL, np.uint8)
+        status[-1] = Status.NO_NEXT
+        source = np.where(status == Status.LABEL, np.arange(len(ids)), -1).astype(np.int32)
+        plan = LabelPlan(status, np.full(len(ids), Role.OTHER, np.uint8), source, none, none, none, nothing)
+        yield PreparedBlock(ids, ids, plan)
+
+
+class Labeller:
+    """Turns prepared blocks into labels with one or two models."""
+
+    def __init__(
+        self,
+        baseline: Any,
+        reinforced: Any | None,
+        settings: RelabelSettings,
+        *,
+        pad_id: int,
+        bos_id: int | None,
+        anchor_tokens: NDArray[np.int32] | None = None,
+    ) -> None:
+        self.baseline = SplitHead(baseline)
+        self.reinforced = SplitHead(reinforced) if reinforced is not None and settings.alpha > 0 else None
+        self.settings, self.pad_id, self.bos_id = settings, pad_id, bos_id
+        self.vocab_size = int(baseline.get_output_embeddings().weight.shape[0])
+        self.device = baseline.get_input_embeddings().weight.device
+        self.subtract_V: Tensor | None = None
+        if settings.subtract == "anchor_tokens" and anchor_tokens is not None:
+            self.subtract_V = torch.zeros(self.vocab_size, dtype=torch.bool, device=self.device)
+            self.subtract_V[torch.from_numpy(anchor_tokens).long()] = True
+
+    def _hidden(self, model: SplitHead, blocks: Sequence[NDArray[np.int32]]) -> Tensor:
+        """Hidden states [B, T, H] without the BOS position."""
+        input_ids, _ = pad_blocks(blocks, self.pad_id, self.bos_id)
+        states = model.hidden(input_ids.to(self.device))
+        return states if self.bos_id is None else states[:, 1:]
+
+    @torch.inference_mode()
+    def label(self, blocks: Sequence[PreparedBlock]) -> list[BlockLabels]:
+        """Labels of a batch of blocks."""
+        wanted = [np.flatnonzero(b.plan.status <= Status.INNER) for b in blocks]
+        row_block = np.repeat(np.arange(len(blocks)), [len(w) for w in wanted])
+        position = np.concatenate([*wanted, np.empty(0, np.int64)]).astype(np.int64)
+        parts: list[TopK] = []
+        if len(position):
+            translated = self._hidden(self.baseline, [b.target_ids for b in blocks])
+            original = self._original(blocks)
+            raised = (
+                self._hidden(self.reinforced, [b.ids for b in blocks]) if self.reinforced is not None else None
+            )
+            step = self.settings.chunk_positions
+            for low in range(0, len(position), step):
+                rows = slice(low, low + step)
+                parts.append(
+                    self._label_rows(blocks, row_block[rows], position[rows], translated, original, raised)
+                )
+        return self._scatter(blocks, wanted, parts)
+
+    def _original(self, blocks: Sequence[PreparedBlock]) -> Tensor | None:
+        """The baseline on the original text, only when a position inside an anchor asks for it."""
+        if any((b.plan.status == Status.INNER).any() for b in blocks):
+            return self._hidden(self.baseline, [b.ids for b in blocks])
+        return None
+
+    def _label_rows(
+        self,
+        blocks: Sequence[PreparedBlock],
+        row_block: NDArray[np.int64],
+        position: NDArray[np.int64],
+        translated_BTH: Tensor,
+        original_BTH: Tensor | None,
+        raised_BTH: Tensor | None,
+    ) -> TopK:
+        """Labels of N chosen rows, each (block in the batch, position in the block)."""
+        source = np.array([blocks[b].plan.source[p] for b, p in zip(row_block, position, strict=True)])
+        inner = source < 0
+        block_N, position_N = torch.from_numpy(row_block), torch.from_numpy(position)
+        hidden_NH = translated_BTH[block_N, torch.from_numpy(np.maximum(source, 0))]
+        if original_BTH is not None:
+            inner_N = torch.from_numpy(inner)
+            hidden_NH[inner_N] = original_BTH[block_N[inner_N], position_N[inner_N]]
+        raised_NV = None
+        if raised_BTH is not None and self.reinforced is not None:
+            raised_NV = self.reinforced.logits(raised_BTH[block_N, position_N])
+        v_NV = generic_logits(
+            self.baseline.logits(hidden_NH),
+            raised_NV,
+            alpha=self.settings.alpha,
+            space=self.settings.space,
+            subtract_V=self.subtract_V,
+        )
+        self._lower(v_NV, blocks, row_block, position, inner)
+        if not torch.isfinite(v_NV).all():
+            raise ForgetkitError(
+                "the models' logits are not finite",
+                where="labels",
+                remedy="use model.dtype=float32, or a lower reinforce.learning_rate",
+            )
+        return (
+            hard_labels(v_NV) if self.settings.labels == "hard" else soft_labels(v_NV, self.settings.top_k)
+        )
+
+    def _lower(
+        self,
+        v_NV: Tensor,
+        blocks: Sequence[PreparedBlock],
+        row_block: NDArray[np.int64],
+        position: NDArray[np.int64],
+        inner: NDArray[np.bool_],
+    ) -> None:
+        """Rule 2, unseen anchors, and the anchor's own next token at inner positions; in place."""
+        rows: list[NDArray[np.int64]] = []
+        ids: list[NDArray[np.int32]] = []
+        amounts: list[NDArray[np.float32]] = []
+        for b in np.unique(row_block):
+            plan = blocks[b].plan
+            of_block = np.flatnonzero(row_block == b)
+            at = position[of_block][:, None]
+            hit, which = np.nonzero((at >= plan.lowered_from) & (at < plan.lowered_until))
+            rows.append(of_block[hit])
+            ids.append(plan.lowered_ids[which])
+            amounts.append(plan.lowered_by[which])
+        if inner.any():
+            at_inner = np.flatnonzero(inner)
+            rows.append(at_inner)
+            ids.append(np.array([blocks[row_block[r]].ids[position[r] + 1] for r in at_inner], np.int32))
+            amounts.append(np.full(len(at_inner), self.settings.inner_suppression, np.float32))
+        index = (
+            torch.from_numpy(np.concatenate(rows)).to(self.device),
+            torch.from_numpy(np.concatenate(ids)).long().to(self.device),
+        )
+        # An id can be lowered for two reasons at one position; accumulate takes both.
+        v_NV.index_put_(index, -torch.from_numpy(np.concatenate(amounts)).to(self.device), accumulate=True)
+
+    def _scatter(
+        self,
+        blocks: Sequence[PreparedBlock],
+        wanted: Sequence[NDArray[np.int64]],
+        parts: Sequence[TopK],
+    ) -> list[BlockLabels]:
+        width = 1 if self.settings.labels == "hard" else min(self.settings.top_k, self.vocab_size)
+        kind = id_type(self.vocab_size)
+        ids = np.concatenate([np.empty((0, width), kind), *(p.ids_NK.cpu().numpy().astype(kind) for p in parts)])
+        logs = np.concatenate(
+            [np.empty((0, width), np.float16), *(p.log_probs_NK.cpu().numpy().astype(np.float16) for p in parts)]
+        )
+        rest = np.concatenate(
+            [np.empty(0, np.float16), *(p.log_rest_N.cpu().numpy().astype(np.float16) for p in parts)]
+        )
+        out, low = [], 0
+        for block, rows in zip(blocks, wanted, strict=True):
+            n, high = len(block.ids), low + len(rows)
+            labels = BlockLabels(
+                status=block.plan.status,
+                role=block.plan.role,
+                ids=np.zeros((n, width), kind),
+                log_probs=np.zeros((n, width), np.float16),
+                log_rest=np.zeros(n, np.float16),
+            )
+            labels.ids[rows], labels.log_probs[rows], labels.log_rest[rows] = (
+                ids[low:high],
+                logs[low:high],
+                rest[low:high],
+            )
+            out.append(labels)
+            low = high
+        return out
+
+
+def text_labels(block: PreparedBlock, vocab_size: int) -> BlockLabels:
+    """Hard labels that are the text itself: plain language modelling, as every position's next token."""
+    n = len(block.ids)
+    ids = np.zeros((n, 1), id_type(vocab_size))
+    ids[:-1, 0] = block.ids[1:]
+    return BlockLabels(
+        block.plan.status, block.plan.role, ids, np.zeros((n, 1), np.float16), np.full(n, -np.inf, np.float16)
+    )
+
+
+def anchor_token_ids(dictionary: Dictionary, tokenizer: Any) -> NDArray[np.int32]:
+    """Ids of every token with which a kept anchor is written, after a space or not; sorted int32."""
+    found: set[int] = set()
+    for anchor in dictionary.kept:
+        for text in (anchor.term, " " + anchor.term):
+            found.update(int(i) for i in encode(tokenizer, text)[0])
+    return np.array(sorted(found), np.int32)
+
+
+def write_labels(
+    prepared: Iterator[PreparedBlock],
+    count: int,
+    labeller: Labeller,
+    folder: Path,
+    *,
+    text_only: bool = False,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Label `count` prepared blocks into shards under `folder`; existing shards are kept (resume).
+
+    Returns:
+        counts of positions by status, and bytes on disk.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    metadata = {"relabel": labeller.settings.model_dump_json(), "vocab_size": str(labeller.vocab_size)}
+    shards: dict[int, int] = {}
+    statuses: Counter[str] = Counter()
+    batch = labeller.settings.batch_blocks
+    for first in range(0, count, BLOCKS_PER_SHARD):
+        size = min(BLOCKS_PER_SHARD, count - first)
+        blocks = [next(prepared) for _ in range(size)]
+        for block in blocks:
+            for value, number in zip(*np.unique(block.plan.status, return_counts=True), strict=True):
+                statuses[Status(int(value)).name.lower()] += int(number)
+        shards[first] = size
+        if (folder / f"labels-{first:07d}.safetensors").exists():
+            progress.advance(size, note="already labelled")
+            continue
+        labels: list[BlockLabels] = []
+        for low in range(0, size, batch):
+            some = blocks[low : low + batch]
+            labels += (
+                [text_labels(b, labeller.vocab_size) for b in some] if text_only else labeller.label(some)
+            )
+            progress.advance(len(some))
+        write_shard(folder, first, labels, metadata)
+    write_index(folder, shards, metadata)
+    size_bytes = sum(p.stat().st_size for p in folder.iterdir())
+    return {"blocks": count, "positions": dict(sorted(statuses.items())), "bytes": size_bytes}
+
+
+def build_labels(
+    target: BlockedCorpus,
+    retain: BlockedCorpus | None,
+    dictionary: Dictionary,
+    tokenizer: Any,
+    baseline: Any,
+    reinforced: Any | None,
+    settings: RelabelSettings,
+    out: Path,
+    *,
+    retain_blocks: int | None = None,
+) -> dict[str, Any]:
+    """Write `out/target/` and, when there is retain text, `out/retain/` label shards and `out/summary.json`.
+
+    Args:
+        retain_blocks: label only the first so many retain blocks (no more are used in fine-tuning).
+
+    Raises:
+        ForgetkitError: no position of the target got a label (everything is an anchor), or logits not finite.
+    """
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    anchor_tokens = anchor_token_ids(dictionary, tokenizer) if settings.subtract == "anchor_tokens" else None
+    with_retain = retain is not None and settings.retain != "none"
+    n_retain = min(len(retain), retain_blocks or len(retain)) if retain is not None and with_retain else 0
+    summary: dict[str, Any] = {}
+    with Progress("labels", len(target) + n_retain, "blocks") as progress:
+        labeller = Labeller(
+            baseline, reinforced, settings, pad_id=pad_id, bos_id=target.bos_id, anchor_tokens=anchor_tokens
+        )
+        prepared = prepare_blocks(target, dictionary, tokenizer, settings)
+        summary["target"] = write_labels(prepared, len(target), labeller, out / "target", progress=progress)
+        labelled = sum(summary["target"]["positions"].get(k, 0) for k in ("label", "inner"))
+        if labelled == 0:
+            raise ForgetkitError(
+                "no position of the target can carry a label: every token belongs to an anchor",
+                where="3-anchors/anchors.yaml",
+                remedy="set keep: false on the commonest entries (forgetkit anchors lint)",
+            )
+        if retain is not None and n_retain:
+            plain = Labeller(baseline, None, _retain_settings(settings), pad_id=pad_id, bos_id=retain.bos_id)
+            summary["retain"] = write_labels(
+                plain_blocks(retain),
+                n_retain,
+                plain,
+                out / "retain",
+                text_only=settings.retain == "lm",
+                progress=progress,
+            )
+    (out / "summary.json").write_text(json.dumps(summary, indent=1, allow_nan=False))
+    return summary
+
+
+def _retain_settings(settings: RelabelSettings) -> RelabelSettings:
+    """The baseline's own soft prediction, nothing subtracted."""
+    return settings.model_copy(update={"alpha": 0.0, "labels": "soft"})
+
+
+def load_labels(folder: Path) -> tuple[LabelShards, LabelShards | None]:
+    """The (target, retain) labels that `build_labels` wrote."""
+    retain = folder / "retain"
+    return LabelShards(folder / "target"), LabelShards(retain) if retain.exists() else None

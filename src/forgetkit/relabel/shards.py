@@ -1,0 +1,98 @@
+"""Label shards on disk: one row per token of the corpus, typed and compact, readable block by block.
+
+A shard is a safetensors file of consecutive blocks. Ids are 16 bit when the vocabulary allows it,
+log-probabilities half precision (their rounding, 5e-4 relative, is far below the labels' own noise).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from forgetkit.core.errors import ForgetkitError
+
+INDEX = "index.json"
+
+
+@dataclass(frozen=True)
+class BlockLabels:
+    """Labels of one block: n positions, K kept entries."""
+
+    status: NDArray[np.uint8]
+    """`consistency.Status` of every position; uint8 [n]."""
+    role: NDArray[np.uint8]
+    """`consistency.Role` of every position; uint8 [n]."""
+    ids: NDArray[np.uint16] | NDArray[np.int32]
+    """Kept vocabulary ids, most probable first; [n, K]; zero where the position carries no loss."""
+    log_probs: NDArray[np.float16]
+    """Their log-probabilities, nats; [n, K]."""
+    log_rest: NDArray[np.float16]
+    """Log-mass of all other entries; [n]; -inf for hard labels."""
+
+
+FIELDS = ("status", "role", "ids", "log_probs", "log_rest")
+
+
+def id_type(vocab_size: int) -> type[np.uint16] | type[np.int32]:
+    """Smallest id type that holds `vocab_size` entries."""
+    return np.uint16 if vocab_size <= np.iinfo(np.uint16).max + 1 else np.int32
+
+
+def write_shard(folder: Path, first_block: int, blocks: Sequence[BlockLabels], metadata: dict[str, str]) -> Path:
+    """Write consecutive blocks as one shard; `metadata` (provenance) goes into the file's header."""
+    path = folder / f"labels-{first_block:07d}.safetensors"
+    lengths = np.array([len(b.status) for b in blocks], np.int64)
+    arrays = {name: np.concatenate([getattr(b, name) for b in blocks]) for name in FIELDS}
+    partial = path.with_suffix(".partial")
+    save_file({**arrays, "lengths": lengths}, str(partial), metadata=metadata)
+    partial.replace(path)
+    return path
+
+
+def write_index(folder: Path, shards: dict[int, int], metadata: dict[str, str]) -> None:
+    """Write the index: first block -> number of blocks of each shard, and the provenance."""
+    rows = [{"first": first, "blocks": shards[first]} for first in sorted(shards)]
+    (folder / INDEX).write_text(json.dumps({"shards": rows, "metadata": metadata}, indent=1, allow_nan=False))
+
+
+class LabelShards:
+    """Read access to the labels of a folder, block by block; shards are memory-mapped."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            index = json.loads((folder / INDEX).read_text())
+        except FileNotFoundError as error:
+            raise ForgetkitError(
+                "no label index", where=str(folder), remedy="run the labels stage again: forgetkit run"
+            ) from error
+        self.metadata: dict[str, str] = index["metadata"]
+        self._starts = [int(row["first"]) for row in index["shards"]]
+        self._files = [folder / f"labels-{first:07d}.safetensors" for first in self._starts]
+        self._count = sum(int(row["blocks"]) for row in index["shards"])
+        self._open: dict[int, tuple[dict[str, NDArray[np.generic]], NDArray[np.int64]]] = {}
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, block: int) -> BlockLabels:
+        if not 0 <= block < self._count:
+            raise IndexError(block)
+        shard = int(np.searchsorted(self._starts, block, side="right")) - 1
+        arrays, edges = self._shard(shard)
+        low, high = edges[block - self._starts[shard]], edges[block - self._starts[shard] + 1]
+        return BlockLabels(**{name: arrays[name][low:high] for name in FIELDS})  # type: ignore[arg-type]
+
+    def _shard(self, number: int) -> tuple[dict[str, NDArray[np.generic]], NDArray[np.int64]]:
+        if number not in self._open:
+            with safe_open(str(self._files[number]), framework="numpy") as file:
+                arrays = {name: file.get_tensor(name) for name in FIELDS}
+                edges = np.concatenate([[0], np.cumsum(file.get_tensor("lengths"))])
+            self._open[number] = (arrays, edges)
+        return self._open[number]

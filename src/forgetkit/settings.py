@@ -1,0 +1,228 @@
+"""Every setting, beside its meaning. The command line, YAML files and `--help` are derived from these classes.
+
+One frozen pydantic class per stage; a stage receives its own section and nothing else, so what can invalidate
+a stage is exactly what its class names. Unknown keys are refused with a suggestion (`core.config`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """Base of all settings: immutable, and strict about unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ModelSettings(Section):
+    """How models are loaded. The model itself is an input, not a setting."""
+
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Compute dtype. Trained weights always have fp32 masters, whatever this says (trap P1); never 'auto' (P2)."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to compute; 'auto' takes a GPU when there is one. The resolved device is recorded with every artifact."""
+    revision: str | None = None
+    """Git revision on the Hub, for a model given by id."""
+    allow_download: bool = False
+    """Permit fetching the model from the Hugging Face Hub. Without it only local folders and the local cache are read."""
+
+
+class CorpusSettings(Section):
+    """Reading, cleaning and cutting text into blocks."""
+
+    block_tokens: int = Field(256, ge=8)
+    """Tokens per block; the unit of context for labels and fine-tuning (paper: 512)."""
+    join_lines: bool = True
+    """Join the wrapped lines of a paragraph into one line; blank lines still separate paragraphs."""
+    drop_boilerplate: bool = True
+    """Drop Project-Gutenberg-style headers and footers."""
+    drop_duplicates: bool = True
+    """Leave out exact copies of a document (near copies are only reported)."""
+    near_duplicate: float = Field(0.8, gt=0, le=1)
+    """Jaccard similarity of word 5-gram sketches from which two documents are reported as near duplicates."""
+
+
+class LoraSettings(Section):
+    """Low-rank adapters (Hu et al. 2021), through `peft`."""
+
+    rank: int = Field(16, ge=1)
+    """Rank of each adapter."""
+    alpha: float = Field(32.0, gt=0)
+    """Scale: the adapter's output is multiplied by alpha / rank."""
+    target_modules: str = "all-linear"
+    """`peft` target: 'all-linear', or a regular expression over module names."""
+
+
+class TrainSettings(Section):
+    """One training run; shared by reinforcement and fine-tuning."""
+
+    epochs: int = Field(2, ge=0)
+    """Passes over the target."""
+    learning_rate: float = Field(3e-4, gt=0)
+    """Peak rate of AdamW."""
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    """Learning-rate schedule after warm-up."""
+    warmup_steps: int = Field(10, ge=0)
+    """Steps over which the rate rises linearly from zero."""
+    batch_blocks: int = Field(8, ge=1)
+    """Blocks per micro-batch."""
+    accumulation: int = Field(1, ge=1)
+    """Micro-batches per optimiser step."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay."""
+    clip_norm: float = Field(1.0, gt=0)
+    """Gradient-norm clip."""
+    adapter: Literal["full", "lora"] = "full"
+    """Train all weights, or low-rank adapters that are merged before saving."""
+    lora: LoraSettings = LoraSettings()
+    """Adapter shape, used when `adapter` is 'lora'."""
+    checkpoint_steps: int = Field(50, ge=1)
+    """A resumable checkpoint every so many optimiser steps."""
+
+
+class ReinforceSettings(TrainSettings):
+    """Component 1: the reinforced model (paper: 3 epochs, rate 3e-6, 8 x 16 blocks of 512)."""
+
+    epochs: int = Field(1, ge=0)
+    """Passes over the target; 0 makes no reinforced model (labels then use the dictionary alone)."""
+
+
+class LlmSettings(Section):
+    """Optional anchor extraction by a language model behind an OpenAI-compatible endpoint."""
+
+    base_url: str | None = None
+    """Endpoint, e.g. http://127.0.0.1:8000/v1. None: no model is asked."""
+    model: str = "default"
+    """Model name sent to the endpoint."""
+    allow_remote: bool = False
+    """Permit a non-loopback endpoint: the target text is then SENT to that machine."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """Environment variable that holds the key; the key itself is never written anywhere."""
+    block_characters: int = Field(4000, ge=200)
+    """Characters of target text per request."""
+    max_terms_per_block: int = Field(40, ge=1)
+    """More proposals than this from one block are dropped (a sign of prompt injection)."""
+    timeout_seconds: float = Field(120.0, gt=0)
+    """Per request."""
+
+
+class AnchorSettings(Section):
+    """Component 2a: the dictionary of anchor terms and their generic counterparts."""
+
+    dictionary: Path | None = None
+    """A ready anchors.yaml; nothing is extracted then."""
+    min_count: int = Field(3, ge=1)
+    """A term must occur this often in the target."""
+    max_terms: int = Field(1500, ge=1)
+    """Keep the best-scored terms only (the paper's dictionary has about 1,500)."""
+    min_score: float = 6.0
+    """Evidence a candidate needs, in nats of log-likelihood ratio per occurrence-weighted statistic."""
+    model_signal: bool = True
+    """Use how much reinforcement raised a term's probability as further evidence."""
+    rank_counterparts: bool = True
+    """Choose among candidate counterparts the one that the baseline finds most natural in sampled contexts."""
+    contexts: int = Field(3, ge=0)
+    """Example contexts kept per term."""
+    llm: LlmSettings = LlmSettings()
+    """Optional extraction by a language model."""
+
+
+class RelabelSettings(Section):
+    """Components 2b-2d: translate, combine, keep consistent."""
+
+    alpha: float = Field(0.5, ge=0)
+    """Strength of subtracting the reinforced model (paper: 5)."""
+    space: Literal["logits", "log_probs"] = "log_probs"
+    """Combine raw logits (paper) or log-probabilities."""
+    labels: Literal["soft", "hard"] = "soft"
+    """'hard': argmax (paper). 'soft': the distribution, kept as top-k plus the mass of the rest."""
+    top_k: int = Field(64, ge=1)
+    """Vocabulary entries kept per soft label."""
+    subtract: Literal["everywhere", "anchor_tokens"] = "everywhere"
+    """Subtract over the whole vocabulary (paper), or only from tokens that begin or continue an anchor."""
+    mask_seen_anchors: bool = True
+    """Rule 1: no loss where the next token begins an anchor already seen in the block."""
+    penalise_seen_counterparts: float = Field(5.0, ge=0)
+    """Rule 2: nats by which the first tokens of a seen anchor's counterpart are lowered later in the block; 0 = off."""
+    suppress_unseen_anchors: float = Field(4.0, ge=0)
+    """Ours, not the paper's: nats by which tokens that give an anchor away are lowered until it occurs in the block; 0 = off."""
+    mask_inside_anchors: bool = False
+    """Rule 3 (paper: true): no loss strictly inside an anchor. False: inner positions of unseen anchors get labels too."""
+    inner_suppression: float = Field(6.0, ge=0)
+    """With rule 3 off: nats by which the anchor's own next token is lowered in the baseline's logits at inner positions."""
+    retain: Literal["none", "kl", "lm"] = "kl"
+    """Labels of retain text: the baseline's own distribution ('kl'), the text itself ('lm'), or no retain mixing."""
+    max_retain_ratio: float = Field(2.0, gt=0)
+    """Retain blocks labelled per target block, at most."""
+    batch_blocks: int = Field(16, ge=1)
+    """Blocks per forward pass."""
+    chunk_positions: int = Field(1024, ge=1)
+    """Positions whose full-vocabulary logits are alive at one time."""
+
+
+class FinetuneSettings(TrainSettings):
+    """Component 3: fine-tune on the labels (paper: 2 epochs, rate 1e-6, 8 x 16 blocks of 512)."""
+
+    method: str = "whp"
+    """The loss: a name registered in `forgetkit.methods`."""
+    retain_ratio: float = Field(1.0, ge=0)
+    """Retain blocks per target block in a batch, when retain text is given."""
+    retain_weight: float = Field(1.0, ge=0)
+    """Weight of the retain loss against the forget loss."""
+    snapshots: int = Field(4, ge=0)
+    """Weights kept along the fine-tune, evenly spaced, for the report's curves (disk: one model each)."""
+    anchor_weight: float = Field(1.0, gt=0)
+    """Weight of positions whose next token begins (or continues) an anchor, against 1 for the others."""
+
+
+class EvaluateSettings(Section):
+    """What is measured, before and after, and along the fine-tune."""
+
+    reference: str | None = None
+    """A model that never read the target (the truth), when there is one."""
+    heldout: tuple[Path, ...] = ()
+    """Text neither the target nor its neighbour; default: a small bundled English sample."""
+    neighbour: tuple[Path, ...] = ()
+    """Text close to the target that must stay known (same author, same genre)."""
+    anchors: Path | None = None
+    """Anchors to probe; default: the run's own dictionary."""
+    recall_places: int = Field(300, ge=1)
+    """Cue-free places at which anchor recall is measured."""
+    recall_context: int = Field(96, ge=4)
+    """Tokens of context before each place; the anchor does not occur in them."""
+    loss_blocks: int = Field(64, ge=1)
+    """Blocks sampled per text for loss."""
+    completions: int = Field(20, ge=0)
+    """Side-by-side completions in results and report."""
+    completion_tokens: int = Field(40, ge=1)
+    """Tokens per completion."""
+
+
+class ReportSettings(Section):
+    """The HTML page."""
+
+    title: str = "forgetkit report"
+    """Heading of the page."""
+    redact: bool = False
+    """Leave out every passage of target text and every completion (hazardous or confidential targets)."""
+
+
+class Settings(Section):
+    """All sections, as one YAML file holds them."""
+
+    seed: int = 0
+    """Seed of every random choice."""
+    threads: int = Field(0, ge=0)
+    """CPU threads; 0 = all cores, resolved and recorded. Bit-exact repetition needs the same number."""
+    model: ModelSettings = ModelSettings()
+    corpus: CorpusSettings = CorpusSettings()
+    reinforce: ReinforceSettings = ReinforceSettings()
+    anchors: AnchorSettings = AnchorSettings()
+    relabel: RelabelSettings = RelabelSettings()
+    finetune: FinetuneSettings = FinetuneSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    report: ReportSettings = ReportSettings()
