@@ -31,7 +31,10 @@ def tokenizer(shape: str = "bytelevel", vocab_size: int = 400) -> PreTrainedToke
         if shape == "bytelevel_trim":
             tok.post_processor = processors.ByteLevel(trim_offsets=True)
         trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+            vocab_size=vocab_size,
+            special_tokens=special,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
         )
     else:
         tok = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
@@ -39,11 +42,18 @@ def tokenizer(shape: str = "bytelevel", vocab_size: int = 400) -> PreTrainedToke
         if shape == "sentencepiece":
             tok.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first")
             tok.decoder = decoders.Sequence(
-                [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+                [
+                    decoders.Replace("▁", " "),
+                    decoders.ByteFallback(),
+                    decoders.Fuse(),
+                    decoders.Strip(" ", 1, 0),
+                ]
             )
         else:
             tok.normalizer = normalizers.Replace(" ", "▁")
-            tok.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+            tok.decoder = decoders.Sequence(
+                [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+            )
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size + 257, special_tokens=special, show_progress=False, max_token_length=12
         )
@@ -72,10 +82,17 @@ FAMILIES: dict[str, dict[str, object]] = {
 }
 
 
-def model(family: str = "llama", vocab_size: int = 400, seed: int = 0, dropout: float = 0.0) -> PreTrainedModel:
+def model(
+    family: str = "llama", vocab_size: int = 400, seed: int = 0, dropout: float = 0.0
+) -> PreTrainedModel:
     """A tiny randomly initialised causal LM in fp32, eval mode, with weights large enough to have opinions."""
     torch.manual_seed(seed)
-    extra: dict[str, object] = {"vocab_size": vocab_size, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    extra: dict[str, object] = {
+        "vocab_size": vocab_size,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "pad_token_id": 0,
+    }
     if family == "gpt2":
         extra |= {"resid_pdrop": dropout, "embd_pdrop": dropout, "attn_pdrop": dropout}
     config = AutoConfig.for_model(family, **FAMILIES[family], **extra)

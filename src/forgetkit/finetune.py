@@ -6,7 +6,10 @@ Retain blocks, when there are any, travel in the same batches with labels of the
 
 from __future__ import annotations
 
+import copy
 import json
+import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,11 +49,11 @@ def training_order(n_target: int, n_retain: int, settings: FinetuneSettings, see
     """
     targets = epoch_order(n_target, settings.epochs, seed)
     wanted = int(len(targets) * settings.retain_ratio) if n_retain else 0
-    deals = epoch_order(n_retain, -(-wanted // n_retain), seed + 1)[:wanted] if wanted else np.empty(0, np.int64)
+    deals = (
+        epoch_order(n_retain, -(-wanted // n_retain), seed + 1)[:wanted] if wanted else np.empty(0, np.int64)
+    )
     edges = np.linspace(0, wanted, len(targets) + 1).astype(int)
-    return [
-        (int(t), tuple(int(r) for r in deals[edges[i] : edges[i + 1]])) for i, t in enumerate(targets)
-    ]
+    return [(int(t), tuple(int(r) for r in deals[edges[i] : edges[i + 1]])) for i, t in enumerate(targets)]
 
 
 class LabelCollator:
@@ -93,7 +96,9 @@ class LabelCollator:
             "ids": torch.from_numpy(labels.ids[keep].astype(np.int64)),
             "log_probs": torch.from_numpy(labels.log_probs[keep].astype(np.float32)),
             "log_rest": torch.from_numpy(labels.log_rest[keep].astype(np.float32)),
-            "weight": torch.from_numpy((weight * (self.retain_weight if is_retain else 1.0)).astype(np.float32)),
+            "weight": torch.from_numpy(
+                (weight * (self.retain_weight if is_retain else 1.0)).astype(np.float32)
+            ),
             "is_retain": torch.full((len(keep),), is_retain),
         }
 
@@ -161,15 +166,16 @@ def run(
         net = lora.merge(net)
     save_model(net, source, out / "model", dtype)
     if (work / "snapshots").exists():
-        (work / "snapshots").rename(out / "snapshots")
+        # Linked, not moved: should this stage be killed before it is committed, the snapshots are still in `work`.
+        shutil.copytree(work / "snapshots", out / "snapshots", copy_function=os.link)
     with (out / "log.jsonl").open("w") as stream:
         stream.writelines(json.dumps(row, allow_nan=False) + "\n" for row in result.log)
     return {"steps": result.steps, "items": len(items), "loss": result.log[-1]["loss"]}
 
 
-def _save_snapshot(model: Any, source: str, out: Path, dtype: torch.dtype, settings: FinetuneSettings) -> None:
+def _save_snapshot(
+    model: Any, source: str, out: Path, dtype: torch.dtype, settings: FinetuneSettings
+) -> None:
     """The weights at one step as a plain model folder; adapters are merged into a copy."""
-    import copy
-
     plain = lora.merge(copy.deepcopy(model)) if settings.adapter == "lora" else model
     save_model(plain, source, out, dtype)

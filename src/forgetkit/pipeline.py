@@ -17,6 +17,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -244,7 +246,9 @@ def _meaning(context: Context) -> str:
 
 
 def _make_corpus(context: Context, out: Path, work: Path) -> None:
-    corpus.build(context.inputs.target, context.inputs.retain, context.tokenizer, context.settings.corpus, out)
+    corpus.build(
+        context.inputs.target, context.inputs.retain, context.tokenizer, context.settings.corpus, out
+    )
 
 
 def _make_reinforced(context: Context, out: Path, work: Path) -> None:
@@ -270,7 +274,9 @@ def _make_anchors(context: Context, out: Path, work: Path) -> None:
         context.tokenizer,
         settings,
         baseline=context.load_model(context.inputs.model) if needs_models else None,
-        reinforced=context.load_model(reinforced) if needs_models and settings.model_signal and reinforced else None,
+        reinforced=context.load_model(reinforced)
+        if needs_models and settings.model_signal and reinforced
+        else None,
         work=work,
         seed=context.settings.seed,
     )
@@ -293,7 +299,7 @@ def _make_labels(context: Context, out: Path, work: Path) -> None:
     target, retain = context.corpus()
     settings = context.settings
     train_retain, _ = split_retain(retain)
-    labels = work / "labels"
+    labels = work / "labels"  # shards outlive a kill there
     reinforced = context.reinforced() if settings.relabel.alpha > 0 else None
     build_labels(
         target,
@@ -307,8 +313,7 @@ def _make_labels(context: Context, out: Path, work: Path) -> None:
         retain_blocks=int(len(target) * settings.relabel.max_retain_ratio) or 1,
     )
     write_preview(labels / "preview.json", target, load_labels(labels)[0], context.tokenizer)
-    for path in labels.iterdir():
-        path.rename(out / path.name)
+    shutil.copytree(labels, out, copy_function=os.link, dirs_exist_ok=True)
 
 
 def _make_unlearned(context: Context, out: Path, work: Path) -> None:
@@ -339,7 +344,8 @@ def _make_evaluation(context: Context, out: Path, work: Path) -> None:
     if settings.reference:
         roles["reference"] = settings.reference
     snapshots = {
-        int(p.name.removeprefix("step-")): p for p in (context.folder("5-unlearned") / "snapshots").glob("step-*")
+        int(p.name.removeprefix("step-")): p
+        for p in (context.folder("5-unlearned") / "snapshots").glob("step-*")
     }
     evaluate(
         roles,
@@ -377,7 +383,10 @@ def evaluation_texts(
 ) -> dict[str, BlockedCorpus]:
     """The texts whose loss must not rise: held-out, neighbour, and the retain blocks not trained on."""
     texts: dict[str, BlockedCorpus] = {}
-    paths = {"heldout": evaluate_settings.heldout or (BUNDLED_HELDOUT,), "neighbour": evaluate_settings.neighbour}
+    paths = {
+        "heldout": evaluate_settings.heldout or (BUNDLED_HELDOUT,),
+        "neighbour": evaluate_settings.neighbour,
+    }
     for name, given in paths.items():
         if given:
             documents = read_paths(given, settings.corpus)
@@ -406,7 +415,11 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         "2-reinforced",
-        lambda c: {"model": c.model_hash, "1-corpus": _made(c, "1-corpus"), "reinforce": c.settings.reinforce},
+        lambda c: {
+            "model": c.model_hash,
+            "1-corpus": _made(c, "1-corpus"),
+            "reinforce": c.settings.reinforce,
+        },
         _make_reinforced,
     ),
     Stage(
@@ -441,7 +454,9 @@ STAGES: tuple[Stage, ...] = (
         "6-evaluation",
         lambda c: {
             "5-unlearned": _made(c, "5-unlearned"),
-            "3-anchors": _files([c.settings.evaluate.anchors]) if c.settings.evaluate.anchors else _meaning(c),
+            "3-anchors": _files([c.settings.evaluate.anchors])
+            if c.settings.evaluate.anchors
+            else _meaning(c),
             "heldout": _files(c.settings.evaluate.heldout or [BUNDLED_HELDOUT]),
             "neighbour": _files(c.settings.evaluate.neighbour),
             "reference": models.model_fingerprint(c.settings.evaluate.reference)
@@ -488,5 +503,3 @@ def unlearn(
 
 def _paths(given: str | Path | Sequence[str | Path]) -> tuple[Path, ...]:
     return (Path(given),) if isinstance(given, str | Path) else tuple(Path(p) for p in given)
-
-

@@ -72,11 +72,17 @@ def make_plan(inputs: Inputs, settings: Settings) -> dict[str, Any]:
         "5-unlearned": (int(target.n_tokens * settings.finetune.epochs * ratio), train),
         "6-evaluation": (
             (2 + bool(settings.evaluate.reference) + settings.finetune.snapshots)
-            * (settings.evaluate.recall_places * settings.evaluate.recall_context + 4 * settings.evaluate.loss_blocks * size),
+            * (
+                settings.evaluate.recall_places * settings.evaluate.recall_context
+                + 4 * settings.evaluate.loss_blocks * size
+            ),
             forward,
         ),
     }
-    steps = {"2-reinforced": _steps(len(target), settings.reinforce), "5-unlearned": _steps(len(target), settings.finetune)}
+    steps = {
+        "2-reinforced": _steps(len(target), settings.reinforce),
+        "5-unlearned": _steps(len(target), settings.finetune),
+    }
     width = dtype.itemsize
     batch = settings.finetune.batch_blocks * ratio * size
     memory = parameters * (2 * width + MASTER_BYTES) + batch * vocabulary * (width + 8)

@@ -1,6 +1,6 @@
-"""Component 1 of arXiv 2310.02238: the reinforced model, a copy of the baseline that reads the target once more.
+"""Component 1 of arXiv 2310.02238: the reinforced model, a baseline that reads the target once more.
 
-Plain language-modelling loss on the target's blocks (paper: 3 epochs, rate 3e-6, 8 x 16 blocks of 512 tokens).
+Plain language-modelling loss on the target's blocks (paper: 3 epochs, rate 3e-6, 8 x 16 blocks of 512).
 What it learnt too well, `v_reinforced - v_baseline`, marks the tokens that belong to the target.
 """
 
@@ -45,11 +45,11 @@ def run(
     pad_id: int = 0,
     identity: str = "",
 ) -> dict[str, Any]:
-    """Train a copy of `model_source` on `target`; write `out/model/` (dtype of the source) and `out/log.jsonl`.
+    """Train a copy of `model_source` on `target`; write `out/model/` (source's dtype), `out/log.jsonl`.
 
-    `work` keeps the checkpoints: the same call continues there. `pad_id` is any id of the vocabulary: padding is on
-    the right and carries no loss. `identity`: what guards the checkpoints, see `core.loop.train`.
-    Returns steps, blocks and tokens read (epochs counted), loss_first and loss_last in nats per token, seconds.
+    `work` keeps the checkpoints: the same call continues there. `pad_id` is any id of the vocabulary: padding
+    is on the right and carries no loss. `identity`: what guards the checkpoints, see `core.loop.train`.
+    Returns steps, blocks and tokens read (epochs counted), loss_first, loss_last (nats per token), seconds.
     With 0 epochs nothing is written and {'steps': 0} returned.
     Raises ForgetkitError on a non-finite loss; Interrupted after a signal.
     """

@@ -41,7 +41,9 @@ def measure(
     if settings.evaluate.anchors:
         dictionary = Dictionary.load(settings.evaluate.anchors)
     else:
-        statistics_only = settings.anchors.model_copy(update={"model_signal": False, "rank_counterparts": False})
+        statistics_only = settings.anchors.model_copy(
+            update={"model_signal": False, "rank_counterparts": False}
+        )
         dictionary = build_dictionary(
             corpus, None, tokenizer, statistics_only, work=out / "work", seed=settings.seed
         )

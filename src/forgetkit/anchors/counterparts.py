@@ -31,16 +31,24 @@ _LEFT, _RIGHT = 160, 60  # characters of context
 _SAMPLED_CONTEXTS = 4
 _PRONOUN = re.compile(r"\b(she|her|hers|he|his|him|it|its|they|their|them)\b", re.IGNORECASE)
 _SPEECH = re.compile(r"(?:said|asked|replied|cried|answered|exclaimed|returned|remarked|inquired)\s*$")
-_SPEECH_AFTER = re.compile(r",?\s+(?:said|asked|replied|cried|answered|exclaimed|returned|remarked|inquired|laughed|smiled)\b")
-_ARTICLE = re.compile(r"\b(?:the|a|an|this|that|these|those|my|your|his|her|our|their)(?:\s+[a-z]+)?\s+$", re.IGNORECASE)
-_PLACE = re.compile(r"\b(?:in|to|into|from|of|at|through|throughout|near|toward|towards|over|across)\s+$", re.IGNORECASE)
+_SPEECH_AFTER = re.compile(
+    r",?\s+(?:said|asked|replied|cried|answered|exclaimed|returned|remarked|inquired|laughed|smiled)\b"
+)
+_ARTICLE = re.compile(
+    r"\b(?:the|a|an|this|that|these|those|my|your|his|her|our|their)(?:\s+[a-z]+)?\s+$", re.IGNORECASE
+)
+_PLACE = re.compile(
+    r"\b(?:in|to|into|from|of|at|through|throughout|near|toward|towards|over|across)\s+$", re.IGNORECASE
+)
 _SPLIT = re.compile(r"(\s+)")
 
 
 @lru_cache(maxsize=1)
 def pools() -> dict[str, Any]:
     """`data/counterparts.yaml`: lists of words by kind, and the maps `heads` and `kinds`."""
-    loaded: dict[str, Any] = yaml.safe_load((files("forgetkit.anchors") / "data" / "counterparts.yaml").read_text("utf-8"))
+    loaded: dict[str, Any] = yaml.safe_load(
+        (files("forgetkit.anchors") / "data" / "counterparts.yaml").read_text("utf-8")
+    )
     return loaded
 
 
@@ -61,7 +69,9 @@ def _singular(word: str) -> str:
     return word[:-1] if len(word) > 3 and looks_plural(word) and word.endswith("s") else word
 
 
-def contexts_of(candidate: Candidate, texts: Sequence[str], most: int, rng: random.Random | None = None) -> list[Context]:
+def contexts_of(
+    candidate: Candidate, texts: Sequence[str], most: int, rng: random.Random | None = None
+) -> list[Context]:
     """Up to `most` contexts, in order of the text: evenly spread, or sampled by `rng`."""
     spans = candidate.spans
     if len(spans) > most:
@@ -75,13 +85,28 @@ def guess_kind(candidate: Candidate, texts: Sequence[str]) -> Kind:
     words = candidate.parts or tuple(candidate.term.lower().split())
     first, head = words[0].rstrip("."), _head(words)
     known = _kind_of_head()
+    if "&" in words:
+        return "man"
     if len(words) > 1 and known.get(first) in ("woman", "man") and head not in known:
         return known[first]
     for word in (head, head.split("-")[-1], _singular(head), _singular(head).split("-")[-1]):
         if word in known:
             return known[word]
     if len(words) == 1:
-        for ending in ("woman", "man", "lion", "tiger", "bug", "horse", "bird", "fish", "daw", "cat", "hound", "monkey"):
+        for ending in (
+            "woman",
+            "man",
+            "lion",
+            "tiger",
+            "bug",
+            "horse",
+            "bird",
+            "fish",
+            "daw",
+            "cat",
+            "hound",
+            "monkey",
+        ):
             if len(head) > len(ending) + 1 and _singular(head).endswith(ending):
                 return known.get(ending, "creature")
         if head.endswith(("smith", "maker", "keeper", "chopper")):
@@ -127,8 +152,10 @@ class _Surroundings:
 
 
 _TITLES = {
-    **dict.fromkeys("queen princess mrs miss aunt lady mistress dame duchess empress sister mother".split(), "she"),
-    **dict.fromkeys("king prince mr uncle lord sir emperor duke brother father".split(), "he"),
+    **dict.fromkeys(
+        ["queen", "princess", "mrs", "miss", "aunt", "lady", "mistress", "dame", "duchess", "empress", "sister", "mother"], "she"
+    ),
+    **dict.fromkeys(["king", "prince", "mr", "uncle", "lord", "sir", "emperor", "duke", "brother", "father"], "he"),
 }
 _GENDER = {
     **dict.fromkeys(("she", "her", "hers"), "she"),
@@ -151,7 +178,9 @@ class Proposer:
                 self._vocabulary.update(lowered)
                 self._pairs.update(pairwise(lowered))
         common = {w for words in ordinary_words().values() for w in words} | set(pools()["heads"])
-        self._anchor_words = {w for c in candidates for w in c.parts if w not in common and w not in CONNECTORS}
+        self._anchor_words = {
+            w for c in candidates for w in c.parts if w not in common and w not in CONNECTORS
+        }
         self._single_anchors = {c.parts[0] for c in candidates if len(c.parts) == 1}
         self._word_map: dict[str, str] = {}
         self._taken: set[str] = set()
@@ -201,7 +230,9 @@ class Proposer:
     def _make(self, candidate: Candidate, kind: Kind, *, strict: bool, extra: bool) -> str:
         words = candidate.term.split()
         parts: list[str] = []
-        segment_ends = {i - 1 for i, w in enumerate(words) if i and w.lower() in CONNECTORS} | {len(words) - 1}
+        segment_ends = {i - 1 for i, w in enumerate(words) if i and w.lower() in CONNECTORS} | {
+            len(words) - 1
+        }
         head = min(segment_ends)
         for i, word in enumerate(words):
             lowered = word.lower()
@@ -209,14 +240,25 @@ class Proposer:
                 parts.append(word)
                 continue
             fixed = self._word_map.get(lowered) if len(words) > 1 else None
-            made = fixed or self._pick(self._pool(words, i, head, kind, i in segment_ends), word, strict, i == 0)
-            if not fixed and looks_plural(word) and not looks_plural(made) and kind not in ("woman", "man", "place"):
+            made = fixed or self._pick(
+                self._pool(words, i, head, kind, i in segment_ends), word, strict, i == 0
+            )
+            if (
+                not fixed
+                and looks_plural(word)
+                and not looks_plural(made)
+                and kind not in ("woman", "man", "place")
+            ):
                 made = plural(made)
             parts.append(title_case(made) if word[0].isupper() else made.lower())
         if extra:  # single-word pools are used up: two words are many more
             name = "surname" if kind in ("woman", "man", "person") else "modifier"
             more = self._rng.choice(pools()[name])
-            parts = [*parts, more] if name == "surname" else [more if words[0][0].isupper() else more.lower(), *parts]
+            parts = (
+                [*parts, more]
+                if name == "surname"
+                else [more if words[0][0].isupper() else more.lower(), *parts]
+            )
         return " ".join(parts)
 
     def _pool(self, words: Sequence[str], i: int, head: int, kind: Kind, ends: bool) -> Sequence[str]:
@@ -243,7 +285,13 @@ class Proposer:
             return list(table[self._tail(words, i, head)])
         if kind == "place" and len(words) > 1:
             return list(table["spot"])
-        name = {"woman": "title", "man": "title", "person": "title", "phrase": "object", "other": "object"}.get(kind, kind)
+        name = {
+            "woman": "title",
+            "man": "title",
+            "person": "title",
+            "phrase": "object",
+            "other": "object",
+        }.get(kind, kind)
         return list(table[name])
 
     @staticmethod
@@ -255,7 +303,9 @@ class Proposer:
 
     def _pick(self, pool: Sequence[str], word: str, strict: bool, first: bool) -> str:
         vowel = vowel_sound(word)
-        fresh = [w for w in pool if w.lower() not in self._taken_words and w.lower() not in self._anchor_words]
+        fresh = [
+            w for w in pool if w.lower() not in self._taken_words and w.lower() not in self._anchor_words
+        ]
         matched = [w for w in fresh if not first or vowel_sound(w) == vowel]
         if strict and first:
             matched = [w for w in matched if w.lower() not in self._vocabulary] or matched

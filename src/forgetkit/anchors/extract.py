@@ -31,7 +31,9 @@ _HYPHENED_ZIPF = 2.5  # wordfreq multiplies the parts of a compound and so over-
 _COLLOCATION = 0.05  # share of its rarer word's occurrences that a phrase takes in general English, at most
 _COMMON_EFFECT = 8.5  # 2 ln(c/e) asked of lower-case expressions, which have no capital as evidence
 _NAME_EFFECT = 3.0
-_NUMBERS = frozenset("two three four five six seven eight nine ten eleven twelve twenty hundred half whole".split())
+_NUMBERS = frozenset(
+    ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "twenty", "hundred", "half", "whole"]
+)
 
 
 @dataclass(frozen=True)
@@ -97,13 +99,21 @@ def _is_roman(word: str) -> bool:
 
 
 def _content(word: Word) -> bool:
-    return len(word.text) > 2 and word.text.islower() and "'" not in word.text and background_zipf(word.lower) < 5.6
+    return (
+        len(word.text) > 2
+        and word.text.islower()
+        and "'" not in word.text
+        and background_zipf(word.lower) < 5.6
+    )
 
 
 def _trim(run: list[Word]) -> tuple[str, ...]:
     """A run without connectors and speech words at its edges."""
     speech = ordinary_words()["speech"]
-    while run and (run[0].lower in CONNECTORS or run[0].lower in speech - {"good", "dear", "poor", "little", "old", "great"}):
+    while run and (
+        run[0].lower in CONNECTORS
+        or run[0].lower in speech - {"good", "dear", "poor", "little", "old", "great"}
+    ):
         run = run[1:]
     while run and (run[-1].lower in CONNECTORS or not run[-1].text[0].isupper()):
         run = run[:-1]
@@ -151,7 +161,22 @@ def _heads(run: tuple[str, ...]) -> Iterable[tuple[str, ...]]:
 
 def _lower_phrases(words: Sequence[Word]) -> Iterable[tuple[tuple[str, ...], bool]]:
     """Pairs of content words and 'x of y', each with whether an article or possessive stands before."""
-    articles = {"the", "a", "an", "his", "her", "my", "your", "their", "its", "our", "these", "those", "this", "that"}
+    articles = {
+        "the",
+        "a",
+        "an",
+        "his",
+        "her",
+        "my",
+        "your",
+        "their",
+        "its",
+        "our",
+        "these",
+        "those",
+        "this",
+        "that",
+    }
     for i in range(len(words) - 1):
         first, second = words[i], words[i + 1]
         if not (second.joined and _content(first)):
@@ -202,7 +227,9 @@ class TermIndex:
             self._terms[key] = term
             self._longest[key[0]] = max(self._longest.get(key[0], 0), len(key))
 
-    def find(self, words: Sequence[Word], capitals: Callable[[Phrase], bool]) -> Iterable[tuple[Phrase, int, int]]:
+    def find(
+        self, words: Sequence[Word], capitals: Callable[[Phrase], bool]
+    ) -> Iterable[tuple[Phrase, int, int]]:
         """(term, first word, last word exclusive); where `capitals(term)`, only capitalised occurrences count."""
         i = 0
         while i < len(words):
@@ -251,6 +278,31 @@ class _Background:
         return (self._found[term] + weight * prior) / (self._words + weight)
 
 
+def locate(
+    terms: Iterable[str], texts: Sequence[str], score: Callable[[Phrase, int, int], float]
+) -> list[Candidate]:
+    """Candidates for given terms, by longest match: any case for lower-case terms, capitals for the others.
+
+    `score(words, count, words in the texts)`; terms that do not occur are left out.
+    """
+    phrases = {tuple(w.text for p in paragraphs_of_words(term) for w in p): term for term in terms}
+    phrases.pop((), None)
+    count, _, spans = _occurrences(texts, phrases, lambda t: not any(w[0].isupper() for w in t))
+    total = sum(len(p) for text in texts for p in paragraphs_of_words(text))
+    return [
+        Candidate(
+            term,
+            count[t],
+            round(score(t, count[t], total), 3),
+            "phrase",
+            tuple(spans[t]),
+            tuple(w.lower() for w in t),
+        )
+        for t, term in phrases.items()
+        if count[t]
+    ]
+
+
 def _share(counts: _Counts, word: str) -> float:
     capital, small = counts.capital[word], counts.small[word]
     return capital / (capital + small) if capital + small else 0.0
@@ -284,10 +336,15 @@ def _is_invented(word: str) -> bool:
 
 def _phrase_terms(counts: _Counts, min_count: int) -> list[Phrase]:
     out: list[Phrase] = [
-        run for run, c in counts.runs.items() if c >= min_count and not _starts_ordinary(run) and _coheres(counts, run, c)
+        run
+        for run, c in counts.runs.items()
+        if c >= min_count and not _starts_ordinary(run) and _coheres(counts, run, c)
     ]
     plain = ordinary_words()["plain"]
-    capitals = {tuple(w.lower() for w in run): c for run, c in sorted(counts.runs.items(), key=lambda kv: (kv[1], kv[0]))}
+    capitals = {
+        tuple(w.lower() for w in run): c
+        for run, c in sorted(counts.runs.items(), key=lambda kv: (kv[1], kv[0]))
+    }
     for phrase, small in counts.phrases.items():
         c = small + capitals.get(phrase, 0)
         if c < max(5, min_count) or 4 * small < c or 2 * counts.after_article[phrase] < small:
@@ -308,7 +365,11 @@ def _starts_ordinary(run: Phrase) -> bool:
 def _coheres(counts: _Counts, run: Phrase, count: int) -> bool:
     """The run is one expression rather than neighbours by chance: it takes a part's occurrences often enough."""
     parts = [counts.total[w.lower()] for w in run if w.lower() not in CONNECTORS]
-    return count * counts.words / math.prod(p / counts.words for p in parts[1:]) > 20 * parts[0] * counts.words if parts else False
+    return (
+        count * counts.words / math.prod(p / counts.words for p in parts[1:]) > 20 * parts[0] * counts.words
+        if parts
+        else False
+    )
 
 
 def _occurrences(
@@ -384,8 +445,12 @@ def extract(
     terms = list(by_words.values())
     expect = _Background(retain, terms)
     chosen = set(terms)
-    for look in range(4):  # a phrase that falls gives its occurrences back to its parts, hence more than one look
-        count, firm, spans = _occurrences(texts, chosen, lambda t: t[0].islower() or _share(counts, t[0].lower()) < 0.05)
+    for look in range(
+        4
+    ):  # a phrase that falls gives its occurrences back to its parts, hence more than one look
+        count, firm, spans = _occurrences(
+            texts, chosen, lambda t: t[0].islower() or _share(counts, t[0].lower()) < 0.05
+        )
         scores = {t: _score(t, count[t], firm[t], counts, expect) for t in chosen if count[t] >= min_count}
         good = {t for t, s in scores.items() if s >= min_score}
         if compose:
@@ -402,7 +467,12 @@ def extract(
 
 
 def _candidate(
-    term: Phrase, count: int, score: float, spans: tuple[tuple[int, int, int], ...], texts: Sequence[str], plurals: int
+    term: Phrase,
+    count: int,
+    score: float,
+    spans: tuple[tuple[int, int, int], ...],
+    texts: Sequence[str],
+    plurals: int,
 ) -> Candidate:
     # As written: between the words of 'Dr. Nikidik' stands more than a blank.
     written = Counter(" ".join(texts[d][a:b].split()) for d, a, b in spans)
@@ -410,8 +480,12 @@ def _candidate(
     if not any(w[0].isupper() for w in term):
         spelled = [" ".join(term)]
     capital = any(w[0].isupper() for w in term)
-    shape: Shape = ("phrase" if capital else "common phrase") if len(term) > 1 else ("name" if capital else "invented")
-    return Candidate(spelled[0], count + plurals, round(score, 3), shape, spans, tuple(w.lower() for w in term), plurals)
+    shape: Shape = (
+        ("phrase" if capital else "common phrase") if len(term) > 1 else ("name" if capital else "invented")
+    )
+    return Candidate(
+        spelled[0], count + plurals, round(score, 3), shape, spans, tuple(w.lower() for w in term), plurals
+    )
 
 
 def _score(term: Phrase, count: int, firm: int, counts: _Counts, expect: _Background) -> float:
@@ -428,11 +502,18 @@ def _score(term: Phrase, count: int, firm: int, counts: _Counts, expect: _Backgr
             return 0.0
         if capital:
             score *= _share(counts, lowered) * min(1.0, 2 * firm / count)
-    elif all(any(w.lower() in words for words in ordinary_words().values()) or w.lower() in CONNECTORS for w in term):
+    elif all(
+        any(w.lower() in words for words in ordinary_words().values()) or w.lower() in CONNECTORS
+        for w in term
+    ):
         return 0.0
     return score
 
 
 def _doubles(good: set[Phrase], count: Counter[Phrase]) -> set[Phrase]:
     """Plurals beside their singular, which the matcher covers: the plural goes."""
-    return {t for t in good if t[-1].endswith("s") and (*t[:-1], t[-1][:-1]) in good and count[(*t[:-1], t[-1][:-1])] >= 2}
+    return {
+        t
+        for t in good
+        if t[-1].endswith("s") and (*t[:-1], t[-1][:-1]) in good and count[(*t[:-1], t[-1][:-1])] >= 2
+    }

@@ -101,7 +101,9 @@ class TokenPlaces:
         return int(np.searchsorted(self._starts, token, side="right")) - 1
 
 
-def mean_gains(candidates: Sequence[Candidate], gains: NDArray[np.float32], corpus: BlockedCorpus) -> dict[str, float]:
+def mean_gains(
+    candidates: Sequence[Candidate], gains: NDArray[np.float32], corpus: BlockedCorpus
+) -> dict[str, float]:
     """Mean gain (nats) on a term's first token, over occurrences that are the first in their block.
 
     Later occurrences are left out: any model that has seen the name a sentence ago predicts it. Terms whose
@@ -167,7 +169,14 @@ def terms_by_gain(
             for word in [*words, None]:
                 token = places.token(number, word.start) if word else None
                 high = token is not None and gains[token] >= min_gain and word.lower not in CONNECTORS
-                if high and word and not word.initial and word.lower not in taken and (not run or word.joined) and len(run) < 3:
+                if (
+                    high
+                    and word
+                    and not word.initial
+                    and word.lower not in taken
+                    and (not run or word.joined)
+                    and len(run) < 3
+                ):
                     run.append(word)
                     continue
                 if run and len(run[0].text) > 2:
@@ -183,6 +192,8 @@ def terms_by_gain(
             out.append(Candidate(" ".join(shown[key].split()), count, 0.0, "name", tuple(spans[key]), key))
     mean = mean_gains(out, gains, corpus)
     scored = [
-        replace(c, score=round(math.sqrt(2 * c.count * mean[c.term]), 3)) for c in out if mean.get(c.term, 0.0) >= min_gain
+        replace(c, score=round(math.sqrt(2 * c.count * mean[c.term]), 3))
+        for c in out
+        if mean.get(c.term, 0.0) >= min_gain
     ]
     return sorted(scored, key=lambda c: (-c.score, c.term))[:most]

@@ -11,7 +11,9 @@ _BLANK_LINE = re.compile(r"\n[ \t\r]*\n")
 _POSSESSIVE = re.compile(r"['’][sS]$")
 _OPENING = "\"'“‘([{_*"
 _CLOSING = "\"'”’)]}_*"
-_ABBREVIATIONS = frozenset({"mr", "mrs", "ms", "dr", "st", "prof", "rev", "capt", "gen", "col", "lieut", "sgt"})
+_ABBREVIATIONS = frozenset(
+    {"mr", "mrs", "ms", "dr", "st", "prof", "rev", "capt", "gen", "col", "lieut", "sgt"}
+)
 CONNECTORS = frozenset({"of", "the", "de", "von", "van", "du", "la", "le", "&"})
 
 
@@ -84,8 +86,10 @@ def paragraphs_of_words(text: str) -> Iterator[list[Word]]:
             word = _POSSESSIVE.sub("", match.group())
             gap = paragraph[previous_end : match.start()]
             stripped = gap.strip()
-            joined = bool(words) and bool(gap) and (
-                not stripped or (stripped == "." and previous in _ABBREVIATIONS)
+            joined = (
+                bool(words)
+                and bool(gap)
+                and (not stripped or (stripped == "." and previous in _ABBREVIATIONS))
             )
             initial = not joined and _begins_sentence(paragraph, match.start(), previous)
             end = match.start() + len(word)

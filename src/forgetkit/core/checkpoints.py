@@ -1,4 +1,4 @@
-"""Checkpoints of a training that are believed only when every byte is what was written, and polite signals."""
+"""Checkpoints that are believed only when every byte is as written, and signals that wait for a step."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def _problem(checkpoint: Path, identity: str) -> str:
 
 
 def newest_checkpoint(folder: Path, identity: str) -> Path | None:
-    """The newest checkpoint under `folder` that verifies; newer ones that do not are renamed `.corrupt-...`."""
+    """The newest checkpoint under `folder` that verifies; newer ones are renamed `.corrupt-...`."""
     for leftover in [*folder.glob(".old-checkpoint-*"), *folder.glob(".checkpoint-*.manifest")]:
         if leftover.is_dir():
             shutil.rmtree(leftover)

@@ -19,8 +19,8 @@ class SplitHead:
     def __init__(self, model: Any) -> None:
         self.model = model
         inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self._trunk = getattr(inner, inner.base_model_prefix, None)
-        self._head = inner.get_output_embeddings()
+        self._trunk: Any = getattr(inner, inner.base_model_prefix, None)
+        self._head: Any = inner.get_output_embeddings()
         self.split = self._trunk is not None and self._head is not None and self._agrees()
 
     @torch.no_grad()

@@ -1,8 +1,8 @@
 """The training loop: the Hugging Face Trainer behind one thin adapter, made to stop and continue exactly.
 
-What the Trainer does not do by itself and is done here: gradients normalised by the true number of positions of an
-accumulation window, a stop before a non-finite update, checkpoints that are believed only when every byte has the
-hash its manifest states, and signals that end the run at a step boundary.
+What the Trainer does not do by itself and is done here: gradients normalised by the true number of positions
+of an accumulation window, a stop before a non-finite update, checkpoints that are believed only when every
+byte has the hash its manifest states, and signals that end the run at a step boundary.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ T = TypeVar("T")
 
 
 class Loss(NamedTuple):
-    """The loss of one micro-batch; what is differentiated is sum of totals / sum of counts over an optimiser step."""
+    """The loss of one micro-batch; a step differentiates the sum of totals / the sum of counts."""
 
     total: Tensor
     """Scalar: the loss summed over positions, in nats."""
@@ -58,7 +58,7 @@ class TrainResult:
 
     steps: int
     log: list[dict[str, float]]
-    """One row per optimiser step: step, loss (nats per position), lr, grad_norm (before clipping), seconds, logs."""
+    """A row per optimiser step: step, loss (nats per position), lr, grad_norm (unclipped), seconds, logs."""
 
 
 @dataclass
@@ -105,7 +105,8 @@ class _Adapter(Trainer):  # type: ignore[misc]
         if loss.total.requires_grad:
             return loss.total
         # A micro-batch without any counted position: zero gradient instead of an error in backward.
-        return loss.total + 0.0 * next(p for p in model.parameters() if p.requires_grad).sum()
+        some: Tensor = next(p for p in model.parameters() if p.requires_grad)
+        return loss.total + 0.0 * some.sum()
 
 
 @contextlib.contextmanager
@@ -164,7 +165,7 @@ class _Steps(TrainerCallback):  # type: ignore[misc]
         self.rows = list(state.log_history)
         self._time = time.monotonic()
         if state.global_step:
-            self.bar.advance(state.global_step, note=f"continued from step {state.global_step}")
+            self.bar.skip(state.global_step, note=f"continued from step {state.global_step}")
 
     def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Begin an accumulation window."""
@@ -267,18 +268,18 @@ def train(
 ) -> TrainResult:
     """Train `model` in place, one pass over `dataset` in its given order (epochs are unrolled by the caller).
 
-    ceil(len(dataset) / (batch_blocks * accumulation)) optimiser steps; each differentiates the sum of totals over
-    the sum of counts of its micro-batches. Parameters that require a gradient are trained through fp32 masters;
-    at the end all parameters are fp32 and hold those masters, and the model is in eval mode.
+    ceil(len(dataset) / (batch_blocks * accumulation)) optimiser steps; each differentiates the sum of totals
+    over the sum of counts of its micro-batches. Parameters that require a gradient are trained through fp32
+    masters; at the end all parameters are fp32 and hold those masters, and the model is in eval mode.
 
-    `folder` belongs to this run: a call with the same arguments continues from its newest verified checkpoint and,
-    on a CPU with the same number of threads, ends with the same bits as an undisturbed run. `identity` (say, a
-    fingerprint of model and data) guards against continuing another run's checkpoint.
-    `on_snapshot(step, model)` runs after the update of the steps named, and again when such a step is repeated after
-    a crash; the model is then in its compute dtype and must be left as found.
+    `folder` belongs to this run: a call with the same arguments continues at its newest verified checkpoint
+    and, on a CPU with the same number of threads, ends with the same bits as an undisturbed run. `identity`
+    (say, a fingerprint of model and data) guards against continuing another run's checkpoint.
+    `on_snapshot(step, model)` runs after the update of the steps named, and again when such a step is
+    repeated after a crash; the model is then in its compute dtype and its weights must be left as found.
 
-    Raises ForgetkitError on a non-finite loss or gradient, before the update; Interrupted after SIGINT or SIGTERM,
-    when a checkpoint has been written.
+    Raises ForgetkitError on a non-finite loss or gradient, before the update; Interrupted after SIGINT or
+    SIGTERM, when a checkpoint has been written.
     """
     steps = math.ceil(len(dataset) / (settings.batch_blocks * settings.accumulation))
     optimizer = MasterAdamW(
@@ -338,7 +339,7 @@ def _run(
         )
         trainer.remove_callback(PrinterCallback)
         trainer.loss_function, trainer.window = loss, window
-        # Either of these tells the Trainer (newer, older) not to divide the loss by the number of micro-batches.
+        # Either tells the Trainer (newer, older) not to divide the loss by the number of micro-batches.
         trainer.loss_is_scaled_for_ga, trainer.compute_loss_func = True, loss
         checkpoint = newest_checkpoint(plan.folder, plan.identity)
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))

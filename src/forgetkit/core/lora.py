@@ -1,4 +1,4 @@
-"""Low-rank adapters (Hu et al. 2021, arXiv 2106.09685) through `peft`: attach before training, merge after."""
+"""Low-rank adapters (Hu et al. 2021, arXiv 2106.09685) by `peft`: attach before training, merge after."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def attach(
     model: PreTrainedModel, settings: LoraSettings, name: str = "default", *, seed: int = 0
 ) -> PeftModel:
-    """Freeze `model` and put trainable fp32 adapters beside its linear layers; embeddings and head stay as they are.
+    """Freeze `model` and put trainable fp32 adapters beside its linear layers, but not the output head.
 
     The adapters' random start depends on `seed` alone; the global random state is not touched.
     Raises ForgetkitError when `settings.target_modules` matches no layer.

@@ -1,8 +1,8 @@
 """AdamW whose weights live in fp32, whatever dtype the model computes in (trap P1 of the algorithm notes).
 
-AdamW moves a weight by about the learning rate. In bf16 that is less than half a unit in the last place of most
-weights, so at a rate of 1e-6 an update of the bf16 weight itself is rounded away. Here the update is made on an
-fp32 master, and the model's weight is the master, rounded.
+AdamW moves a weight by about the learning rate. At a rate of 1e-6 that is less than half a unit in the last
+place of most bf16 weights, so an update of the bf16 weight itself is rounded away. Here the update is made on
+an fp32 master, and the model's weight is the master, rounded.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _STATE = ("master", "exp_avg", "exp_avg_sq", "step")
 class MasterAdamW(torch.optim.Optimizer):
     """AdamW (Loshchilov & Hutter 2019) over fp32 masters of parameters of any floating dtype.
 
-    State per parameter: `master`, `exp_avg`, `exp_avg_sq` (fp32, the parameter's shape) and `step` (fp32 scalar).
+    State per parameter: `master`, `exp_avg`, `exp_avg_sq` (fp32, of its shape), `step` (fp32 scalar).
     An fp32 parameter is its own master: `master` then shares its storage.
 
-    Gradients of parameters that are not fp32 can be summed in fp32 over several backward passes with `collect`.
+    Gradients of other parameters can be summed in fp32 over several backward passes with `collect`.
     """
 
     def __init__(
@@ -73,9 +73,9 @@ class MasterAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def normalise(self, divisor: float, max_norm: float) -> float:
-        """Divide the collected gradients by `divisor` (0 gives zero gradients), then clip their norm to `max_norm`.
+        """Divide the gradients by `divisor` (0 gives zero gradients), then clip their norm to `max_norm`.
 
-        Returns the norm after division and before clipping; it may be non-finite, and then nothing is changed.
+        Returns the norm after division, before clipping; if that is not finite, nothing is changed.
         """
         self.collect()
         gradients = [g for p in self._parameters() if (g := self._gradient(p)) is not None]
@@ -158,7 +158,7 @@ class MasterAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def release(self) -> None:
-        """Make every parameter its fp32 master (`param.data = master`); the optimizer must not be used after this."""
+        """Make every parameter its fp32 master (`param.data = master`); the optimizer is used up."""
         self.zero_grad()
         for parameter in self._parameters():
             parameter.data = self.state[parameter]["master"]

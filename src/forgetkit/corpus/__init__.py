@@ -1,7 +1,7 @@
 """The corpus stage: read, clean, find copies, cut into blocks of tokens.
 
-`build` makes the artifact, `load` reads it. The parts: `readers` and `formats` (files -> texts), `decode`, `archives`,
-`clean`, `duplicates`, `tokenise` and `blocks`, and `inspect` (what a person looks at before anything runs).
+`build` makes the artifact, `load` reads it. The parts: `readers` and `formats` (files -> texts), `decode`,
+`archives`, `clean`, `duplicates`, `tokenise`, `blocks`, and `inspect` (what a person looks at first).
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def build(
 ) -> dict[str, Any]:
     """Write `out`/target, `out`/retain (if there is retain text) and `out`/summary.json; return the summary.
 
-    Summary: for 'target' and 'retain' (or None) documents, characters, tokens, blocks, encodings and a list of
-    the documents; 'duplicates' as `duplicates.report` gives them; 'warnings', the most serious first.
+    Summary: for 'target' and 'retain' (or None) documents, characters, tokens, blocks, encodings and a list
+    of the documents; 'duplicates' as `duplicates.report` gives them; 'warnings', the most serious first.
     Raises `ForgetkitError` for unreadable input, and for a target without a block of 8 tokens.
     """
     out.mkdir(parents=True, exist_ok=True)
@@ -82,7 +82,7 @@ def load(folder: Path) -> tuple[BlockedCorpus, BlockedCorpus | None]:
 def gather(
     target: Iterable[Path | str], retain: Iterable[Path | str], settings: CorpusSettings
 ) -> tuple[list[Document], list[Document], dict[str, Any], list[str]]:
-    """Target and retain documents (exact copies left out if the settings say so), the copies found, and warnings."""
+    """Target and retain documents (exact copies dropped if settings say so), copies found, and warnings."""
     targets = read(target, settings)
     retain = list(retain)
     retains = read(retain, settings) if retain else None
@@ -107,16 +107,11 @@ def _without_copies(documents: Sequence[Document]) -> list[Document]:
 
 def _overlap_warnings(overlap: dict[str, Any]) -> list[str]:
     """What stands in both the target and the retain texts works against itself; said once per document."""
-    out = []
-    for pair in overlap["exact"]:
-        out.append(
-            f"TARGET TEXT IS ALSO RETAIN TEXT: {pair['document']} is the same text as {pair['same_as']}"
-        )
+    loud = "TARGET TEXT IS ALSO RETAIN TEXT:"
+    out = [f"{loud} {pair['document']} is the same text as {pair['same_as']}" for pair in overlap["exact"]]
     for pair in overlap["near"]:
         percent = f"{100 * pair['similarity']:.0f} %"
-        out.append(
-            f"TARGET TEXT IS ALSO RETAIN TEXT: {pair['document']} is {percent} similar to {pair['near']}"
-        )
+        out += [f"{loud} {pair['document']} is {percent} similar to {pair['near']}"]
     if not out and overlap["paragraph_share"] > 0:
         out.append(
             f"{100 * overlap['paragraph_share']:.1f} % of the target's paragraphs are in the retain text too"
@@ -145,7 +140,7 @@ def _tokens_per_document(corpus: BlockedCorpus) -> list[int]:
 
 
 def summarise(documents: Sequence[Document], corpus: BlockedCorpus | None = None) -> dict[str, Any]:
-    """Counts over some documents, ready for JSON; token and block counts where there is a `corpus` of them."""
+    """Counts over documents, ready for JSON; of tokens and blocks too where there is a `corpus` of them."""
     tokens = _tokens_per_document(corpus) if corpus is not None else [None] * len(documents)
     return {
         "documents": len(documents),

@@ -21,13 +21,13 @@ MAX_FILES = 5_000
 MAX_TOTAL = 512 * 2**20
 MAX_RATIO = 100
 RATIO_FLOOR = 2**20
-"""Entries that inflate to no more than this may have any ratio: they can do no harm, and blank pages shrink well."""
+"""Entries that inflate to no more than this may have any ratio: blank pages shrink well, and are harmless."""
 _CHUNK = 2**16
 _BAD_NAME = re.compile(r"^/|\\|^[A-Za-z]:|(?:^|/)\.\.(?:/|$)|\0")
 
 
 class Archive:
-    """A zip archive in memory. Raises `ForgetkitError` for anything damaged, encrypted, hostile or over a cap."""
+    """A zip archive in memory. Raises `ForgetkitError` if it is damaged, encrypted, hostile or over a cap."""
 
     def __init__(self, data: bytes, where: str) -> None:
         self.where = where

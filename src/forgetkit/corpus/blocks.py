@@ -1,4 +1,4 @@
-"""Documents as blocks of tokens. Each document is tokenised once, as a whole; blocks are slices of that stream.
+"""Documents as blocks of tokens. Each is tokenised once, as a whole; blocks are slices of that stream.
 
 Nothing is decoded and tokenised again, no block is empty, none spans two documents (fault T9).
 """
@@ -30,7 +30,7 @@ DOCUMENTS = "documents.jsonl"
 class Block:
     """A slice of one document's tokens.
 
-    `ids` int32[n]; `offsets` int32[n, 2], character positions in the document's text, as the tokenizer gave them.
+    `ids` int32[n]; `offsets` int32[n, 2], positions in the document's text, as the tokenizer gave them.
     `char_start:char_end` is the block's window of that text: the windows of a document follow each other
     without gaps, also where token offsets leave white space out. Two windows overlap by one character where
     the bytes of one character are in two blocks.
@@ -98,7 +98,7 @@ class BlockedCorpus:
 
     @classmethod
     def load(cls, folder: Path) -> BlockedCorpus:
-        """Read what `save` wrote. Raises `ForgetkitError` naming the file that is missing, damaged or inconsistent."""
+        """Read what `save` wrote. Raises `ForgetkitError` naming the file that is missing or damaged."""
         where = folder / ARRAYS
         try:
             with safe_open(where, framework="numpy") as stored:
@@ -160,10 +160,10 @@ def _load_documents(path: Path) -> tuple[Document, ...]:
 
 
 def block_documents(documents: Sequence[Document], tokenizer: Any, block_tokens: int) -> BlockedCorpus:
-    """Tokenise each document once and cut its tokens into blocks of `block_tokens`; the last one may be shorter.
+    """Tokenise each document once and cut its tokens into blocks of `block_tokens`; the last may be shorter.
 
     A last block of a single token would have nothing to predict: the block before it gives it one of its own.
-    (A document of one token is a block of one token.) Raises `ForgetkitError` for a tokenizer without offsets.
+    (A document of one token is a block of one.) Raises `ForgetkitError` for a tokenizer without offsets.
     """
     assert block_tokens >= 3, "a block must be able to give a token away and still predict something"
     ids: list[NDArray[np.int32]] = [np.zeros(0, np.int32)]

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 Kind = Literal["plain", "markup", "pdf"]
-"""Where text comes from: 'plain' may be wrapped; 'markup' never is; 'pdf' also has ligatures and hyphenation."""
+"""Where text comes from: 'plain' may be wrapped, 'markup' never is, 'pdf' also has ligatures and hyphens."""
 
 MAX_WRAP = 100
 """Lines longer than this are not taken for wrapped ones."""
@@ -26,7 +26,7 @@ _SPACES = re.compile("[\u00a0\u2007\u202f]")
 _INVISIBLE = re.compile(
     "[\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
 )
-# Joiners mean something only between letters of joining scripts or in emoji; elsewhere they are invisible noise.
+# Joiners mean something only in joining scripts and emoji; elsewhere they are invisible noise.
 _STRAY_JOINER = re.compile(
     "(?<![\u0590-\u1fff\u2190-\U0010ffff])[\u200c\u200d]|[\u200c\u200d](?![\u0590-\u1fff\u2190-\U0010ffff])"
 )
@@ -35,13 +35,15 @@ _LIGATURES = {code: unicodedata.normalize("NFKC", chr(code)) for code in range(0
 _HYPHENATED = re.compile(r"\b([^\W\d_]+)-\n[ \t]*([^\W\d_]+)(\S*)[ \t]*\n?")
 
 _START = re.compile(
-    r"^[ \t]*\*{3}[ \t]*START OF (?:THE|THIS) PROJECT GUTENBERG E-?(?:BOOK|TEXT)\b[^*\n]*(?:\n[^*\n]+){0,3}?\n?\*{3}[ \t]*$"
+    r"^[ \t]*\*{3}[ \t]*START OF (?:THE|THIS) PROJECT GUTENBERG E-?(?:BOOK|TEXT)\b"
+    r"[^*\n]*(?:\n[^*\n]+){0,3}?\n?\*{3}[ \t]*$"
     r"|^[ \t]*\*{3}[ \t]*START OF (?:THE|THIS) PROJECT GUTENBERG E-?(?:BOOK|TEXT)\b.*$",
     re.MULTILINE | re.IGNORECASE,
 )
 _END = re.compile(
     r"^[ \t]*\*{3}[ \t]*END OF (?:THE|THIS) PROJECT GUTENBERG E-?(?:BOOK|TEXT)\b"
-    r"|(?:(?<=\n\n)|\A)[ \t]*End\s+of\s+(?:the\s+|this\s+)?Project\s+Gutenberg(?:'s|’s|\s+E-?(?:book|text))\b",
+    r"|(?:(?<=\n\n)|\A)[ \t]*End\s+of\s+(?:the\s+|this\s+)?Project\s+Gutenberg"
+    r"(?:'s|’s|\s+E-?(?:book|text))\b",
     re.MULTILINE | re.IGNORECASE,
 )
 _KEEP_LINE = re.compile(r"[ \t]|[-*+•]\s|\d{1,2}[.)]\s|#{1,6}\s|[|>]|```|~~~|\*{3}|[-=_*~ ]+$")
@@ -64,7 +66,7 @@ def clean(text: str, *, kind: Kind = "plain", join_lines: bool = True, drop_boil
 
 
 def clean_characters(text: str) -> str:
-    """NFC, LF line ends, plain spaces; no controls, ANSI sequences, bidi marks, soft hyphens or zero-width signs.
+    """NFC, LF line ends, plain spaces; no controls, ANSI sequences, bidi marks, zero-width or soft hyphens.
 
     Repeats until nothing changes, since removing a sign can bring two others together; every repetition
     after the first removes at least one character, so this ends.
@@ -90,7 +92,7 @@ def printable(text: str) -> str:
 
 
 def control_share(text: str) -> float:
-    """Share of characters that are controls other than white space and colour sequences; 1.0 if a NUL is among them."""
+    """Share of control characters, without white space and colour sequences; 1.0 if a NUL is among them."""
     if "\0" in text:
         return 1.0
     plain = _ANSI.sub("", text)
@@ -199,7 +201,7 @@ def _join_paragraph(paragraph: str, width: int) -> str:
 
 
 def _flows(before: str, line: str) -> bool:
-    """Whether `line` may continue `before`: neither is set apart by its form (a list item may be continued)."""
+    """Whether `line` may continue `before`: neither is set apart by its form; a list item can go on."""
     heading = re.match(r"[ \t]|#{1,6}\s|[|>]|```|~~~|\*{3}|[-=_*~ ]+$", before)
     return bool(before) and bool(line) and not heading and not _KEEP_LINE.match(line)
 

@@ -1,7 +1,7 @@
-"""Copies: equal texts by hash, similar texts by sketches of word 5-grams, and paragraphs shared by two corpora.
+"""Copies: equal texts by hash, similar texts by sketches of word 5-grams, paragraphs shared by two corpora.
 
-The sketch is bottom-k MinHash (Broder 1997, "On the resemblance and containment of documents"): the k smallest
-hashes of a text's 5-grams; the share of the k smallest of a union that are in both estimates the Jaccard
+The sketch is bottom-k MinHash (Broder 1997, "On the resemblance and containment of documents"): the k
+smallest hashes of its 5-grams; the share of the k smallest of a union that are in both estimates the Jaccard
 similarity, with a standard error of at most 0.5/sqrt(k) (0.022 here). Short texts are compared exactly.
 """
 
@@ -39,7 +39,7 @@ def exact_copies(documents: Sequence[Document]) -> dict[int, int]:
 
 
 def sketch(text: str, known: dict[str, int] | None = None) -> _U64:
-    """The sorted `SKETCH` smallest distinct hashes, uint64[<=SKETCH], of the text's word 5-grams; case is ignored.
+    """The sorted `SKETCH` smallest distinct hashes, uint64[<=SKETCH], of its word 5-grams; case is ignored.
 
     `known` caches word hashes between texts. A text of fewer than five words is one gram.
     """
@@ -86,7 +86,7 @@ def near_pairs(sketches: Sequence[_U64], threshold: float) -> list[tuple[int, in
     """
     if len(sketches) < 2:
         return []
-    # Two texts of similarity s share none of a union's 32 smallest with probability (1 - s)**32: 1e-5 at s = 0.3.
+    # Two texts of similarity s share none of the 32 smallest with probability (1 - s)**32: 1e-5 at 0.3.
     heads = [s[:32] if threshold >= 0.3 else s for s in sketches]
     values = np.concatenate(heads)
     owners = np.repeat(np.arange(len(heads)), [len(s) for s in heads])
@@ -107,7 +107,7 @@ def near_pairs(sketches: Sequence[_U64], threshold: float) -> list[tuple[int, in
 
 
 def paragraph_share(target: Sequence[Document], retain: Sequence[Document]) -> float:
-    """Share of the target's paragraphs (of eight words or more) that stand in the retain texts word for word."""
+    """Share of the target's paragraphs (of eight words or more) that the retain texts hold word for word."""
     wanted = [key for document in target for key in _paragraphs(document.text)]
     held = {key for document in retain for key in _paragraphs(document.text)}
     return sum(key in held for key in wanted) / len(wanted) if wanted else 0.0

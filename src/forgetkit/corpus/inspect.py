@@ -1,4 +1,4 @@
-"""What a person should see before anything runs: the texts as they were read, and as the model will get them."""
+"""What a person should see before anything runs: the texts as read, and as the model will get them."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def inspect(
 ) -> dict[str, Any]:
     """Read `paths` as `build` would and tell what is there, ready for JSON; nothing is written.
 
-    Keys: 'target', 'retain' (see `summarise`), 'duplicates', 'warnings', 'block_tokens', and 'first', the first three
-    blocks: decoded from their ids with a tokenizer, else as many words as a block has tokens.
+    Keys: 'target', 'retain' (see `summarise`), 'duplicates', 'warnings', 'block_tokens', and 'first', the
+    first three blocks: decoded from their ids with a tokenizer, else as many words as a block has tokens.
     Raises `ForgetkitError` for unreadable input.
     """
     targets, retains, found, warnings = gather(paths, retain, settings)
@@ -80,7 +80,8 @@ def _part(name: str, part: dict[str, Any]) -> list[str]:
     )
     encodings = ", ".join(f"{encoding} ({count})" for encoding, count in part["encodings"].items())
     lines = [
-        f"{name}: {part['documents']:,} documents, {part['characters']:,} characters, {size}; {_line(encodings)}"
+        f"{name}: {part['documents']:,} documents, {part['characters']:,} characters, {size}; "
+        f"{_line(encodings)}"
     ]
     for document in part["list"][:_LISTED]:
         tokens = "" if document["tokens"] is None else f"{document['tokens']:>12,} tokens"
@@ -94,11 +95,10 @@ def _duplicates(found: dict[str, Any]) -> list[str]:
     lines = []
     for name in ("target", "retain"):
         for pair in found[name]["exact"]:
-            lines.append(f"exact copy in {name}: {_line(pair['document'])} = {_line(pair['same_as'])}")
+            lines += [f"exact copy in {name}: {_line(pair['document'])} = {_line(pair['same_as'])}"]
         for pair in found[name]["near"]:
-            lines.append(
-                f"near copy in {name}: {_line(pair['document'])} ~ {_line(pair['near'])} ({pair['similarity']:.2f})"
-            )
+            likeness = f"{_line(pair['document'])} ~ {_line(pair['near'])} ({pair['similarity']:.2f})"
+            lines += [f"near copy in {name}: {likeness}"]
     return lines or ["no copies within the texts"]
 
 

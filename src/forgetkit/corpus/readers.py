@@ -27,7 +27,7 @@ logger = logging.getLogger("forgetkit")
 
 @dataclass(frozen=True)
 class Document:
-    """One cleaned text. `id` is stable: relative name and index (or the file's own id); `sha256` is of the text."""
+    """One cleaned text; `sha256` is of it. `id` is stable: relative name and index (or the file's own id)."""
 
     id: str
     name: str
@@ -91,7 +91,7 @@ def read(paths: Iterable[Path | str], settings: CorpusSettings) -> Reading:
 
 
 def input_files(paths: Iterable[Path | str]) -> list[Path]:
-    """The files that `read` would read, in its order. Raises `ForgetkitError` as `read` does for bad paths."""
+    """The files that `read` would read, in order. Raises `ForgetkitError` as `read` does for bad paths."""
     return [found.path for found in _find([Path(path) for path in paths], [])]
 
 
@@ -124,7 +124,7 @@ def _unique(name: str, seen: set[str]) -> str:
 
 
 def _find(given: Sequence[Path], warnings: list[str]) -> Iterator[_Found]:
-    """Files to read, each once however often it is reached, with names that stay the same between machines."""
+    """Files to read, each once however often it is reached, with names that do not depend on the machine."""
     names: set[str] = set()
     reached: set[str] = set()
     for path in given:

@@ -118,9 +118,8 @@ def _first_offsets(text: str, cut: int, tokenizer: Any, backend: Any) -> _Int32 
     """Offsets int32[2] of the token that begins at `cut`, or None if it is not safe to cut there."""
     start, end = max(0, cut - _WINDOW), min(len(text), cut + _WINDOW)
     window = text[start:end]
-    if (
-        backend.normalizer is None
-    ):  # otherwise word spans are of the normalised text, and the encoding must do
+    # With a normalizer, word spans are of the normalised text, and comparing encodings must do.
+    if backend.normalizer is None:
         words = backend.pre_tokenizer.pre_tokenize_str(window)
         if not any(span[0] == cut - start for _, span in words):
             return None

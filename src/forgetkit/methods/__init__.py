@@ -32,7 +32,7 @@ def get(name: str) -> Method:
     methods = available()
     if name not in methods:
         raise ForgetkitError(
-            f"unknown method {name!r}{suggest(name, methods)}",
+            f"unknown method {name!r}" + (f", {hint}" if (hint := suggest(name, methods)) else ""),
             where="finetune.method",
             remedy=f"one of: {', '.join(sorted(methods))}",
         )

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from forgetkit.core.heads import SplitHead
 from forgetkit.core.loop import Loss
@@ -33,10 +34,13 @@ def label_divergence(logits_NV: Tensor, ids_NK: Tensor, log_probs_NK: Tensor, lo
         log_rest_N: log-mass of all other entries, -inf when there is none; float32 [N].
     """
     logits_NV = logits_NV.float()
+    has_rest_N = torch.isfinite(log_rest_N)
+    if ids_NK.shape[1] == 1 and not bool(has_rest_N.any()):
+        # Hard labels take the very operation of plain language modelling, so the two agree bit for bit (T1).
+        return F.cross_entropy(logits_NV, ids_NK[:, 0], reduction="none")
     normaliser_N = torch.logsumexp(logits_NV, dim=-1)
     model_NK = logits_NV.gather(-1, ids_NK) - normaliser_N[:, None]
     kept_N = (log_probs_NK.exp() * (log_probs_NK - model_NK)).sum(dim=-1)
-    has_rest_N = torch.isfinite(log_rest_N)
     if not bool(has_rest_N.any()):
         return kept_N
     model_rest_N = torch.log1p(-model_NK.exp().sum(dim=-1).clamp(max=1 - MIN_REST))

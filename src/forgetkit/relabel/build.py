@@ -67,9 +67,7 @@ def prepare_blocks(
         text = corpus.documents[document].text
         translation = translate(text, matches, block.char_start, block.char_end)
         target_ids, target_offsets = encode(tokenizer, translation.text)
-        alignment = align(
-            block.offsets, block.ids, translation, block.char_start, target_offsets, target_ids
-        )
+        alignment = align(block.offsets, block.ids, translation, block.char_start, target_offsets, target_ids)
         yield PreparedBlock(block.ids, target_ids, plan_block(alignment, target_ids, settings, telltale))
 
 
@@ -125,7 +123,9 @@ class Labeller:
             translated = self._hidden(self.baseline, [b.target_ids for b in blocks])
             original = self._original(blocks)
             raised = (
-                self._hidden(self.reinforced, [b.ids for b in blocks]) if self.reinforced is not None else None
+                self._hidden(self.reinforced, [b.ids for b in blocks])
+                if self.reinforced is not None
+                else None
             )
             step = self.settings.chunk_positions
             for low in range(0, len(position), step):
@@ -175,9 +175,7 @@ class Labeller:
                 where="labels",
                 remedy="use model.dtype=float32, or a lower reinforce.learning_rate",
             )
-        return (
-            hard_labels(v_NV) if self.settings.labels == "hard" else soft_labels(v_NV, self.settings.top_k)
-        )
+        return hard_labels(v_NV) if self.settings.labels == "hard" else soft_labels(v_NV, self.settings.top_k)
 
     def _lower(
         self,
@@ -219,9 +217,14 @@ class Labeller:
     ) -> list[BlockLabels]:
         width = 1 if self.settings.labels == "hard" else min(self.settings.top_k, self.vocab_size)
         kind = id_type(self.vocab_size)
-        ids = np.concatenate([np.empty((0, width), kind), *(p.ids_NK.cpu().numpy().astype(kind) for p in parts)])
+        ids = np.concatenate(
+            [np.empty((0, width), kind), *(p.ids_NK.cpu().numpy().astype(kind) for p in parts)]
+        )
         logs = np.concatenate(
-            [np.empty((0, width), np.float16), *(p.log_probs_NK.cpu().numpy().astype(np.float16) for p in parts)]
+            [
+                np.empty((0, width), np.float16),
+                *(p.log_probs_NK.cpu().numpy().astype(np.float16) for p in parts),
+            ]
         )
         rest = np.concatenate(
             [np.empty(0, np.float16), *(p.log_rest_N.cpu().numpy().astype(np.float16) for p in parts)]
@@ -280,7 +283,7 @@ def write_labels(
         counts of positions by status, and bytes on disk.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    metadata = {"relabel": labeller.settings.model_dump_json(), "vocab_size": str(labeller.vocab_size)}
+    metadata = {"relabel": labeller.settings.model_dump(mode="json"), "vocab_size": labeller.vocab_size}
     shards: dict[int, int] = {}
     statuses: Counter[str] = Counter()
     batch = labeller.settings.batch_blocks

@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +30,7 @@ class BlockLabels:
     """`consistency.Status` of every position; uint8 [n]."""
     role: NDArray[np.uint8]
     """`consistency.Role` of every position; uint8 [n]."""
-    ids: NDArray[np.uint16] | NDArray[np.int32]
+    ids: NDArray[np.uint16 | np.int32]
     """Kept vocabulary ids, most probable first; [n, K]; zero where the position carries no loss."""
     log_probs: NDArray[np.float16]
     """Their log-probabilities, nats; [n, K]."""
@@ -45,18 +46,22 @@ def id_type(vocab_size: int) -> type[np.uint16] | type[np.int32]:
     return np.uint16 if vocab_size <= np.iinfo(np.uint16).max + 1 else np.int32
 
 
-def write_shard(folder: Path, first_block: int, blocks: Sequence[BlockLabels], metadata: dict[str, str]) -> Path:
+def write_shard(
+    folder: Path, first_block: int, blocks: Sequence[BlockLabels], metadata: dict[str, Any]
+) -> Path:
     """Write consecutive blocks as one shard; `metadata` (provenance) goes into the file's header."""
     path = folder / f"labels-{first_block:07d}.safetensors"
     lengths = np.array([len(b.status) for b in blocks], np.int64)
     arrays = {name: np.concatenate([getattr(b, name) for b in blocks]) for name in FIELDS}
     partial = path.with_suffix(".partial")
-    save_file({**arrays, "lengths": lengths}, str(partial), metadata=metadata)
+    # One key: safetensors does not keep the order of several, and the file is to be the same bytes each time.
+    header = {"forgetkit": json.dumps(metadata, sort_keys=True, allow_nan=False)}
+    save_file({**arrays, "lengths": lengths}, str(partial), metadata=header)
     partial.replace(path)
     return path
 
 
-def write_index(folder: Path, shards: dict[int, int], metadata: dict[str, str]) -> None:
+def write_index(folder: Path, shards: dict[int, int], metadata: dict[str, Any]) -> None:
     """Write the index: first block -> number of blocks of each shard, and the provenance."""
     rows = [{"first": first, "blocks": shards[first]} for first in sorted(shards)]
     (folder / INDEX).write_text(json.dumps({"shards": rows, "metadata": metadata}, indent=1, allow_nan=False))
@@ -72,7 +77,7 @@ class LabelShards:
             raise ForgetkitError(
                 "no label index", where=str(folder), remedy="run the labels stage again: forgetkit run"
             ) from error
-        self.metadata: dict[str, str] = index["metadata"]
+        self.metadata: dict[str, Any] = index["metadata"]
         self._starts = [int(row["first"]) for row in index["shards"]]
         self._files = [folder / f"labels-{first:07d}.safetensors" for first in self._starts]
         self._count = sum(int(row["blocks"]) for row in index["shards"])

@@ -105,7 +105,7 @@ def forgetting_against_utility(measure: Measure, kept: Measure) -> Markup | None
     if path[-1] != last:
         path.append(last)
     with matplotlib.rc_context(_RC):
-        figure = Figure(figsize=(6.2, 3.4), layout="constrained", facecolor="none")
+        figure = Figure(figsize=(5.6, 3.3), layout="constrained", facecolor="none")
         axes = figure.subplots()
         axes.set_facecolor("none")
         axes.axhline(0, color=INK, linewidth=0.6, alpha=0.35)
@@ -186,8 +186,13 @@ def _levels(axes: Any, measure: Measure, values: Sequence[float]) -> None:
         axes.axhline(value, color=INK, linewidth=1.1, linestyle=style, alpha=0.75)
         upper = value == max(v for v, _, _ in lines)
         shift = (5 if upper else -5) if close else 0
-        axes.annotate(name, (1, value), (5, shift), xycoords=("axes fraction", "data"),
-                      textcoords="offset points", ha="left", va="center", fontsize=10, alpha=0.85)  # fmt: skip
+        place = {
+            "xycoords": ("axes fraction", "data"),
+            "textcoords": "offset points",
+            "ha": "left",
+            "va": "center",
+        }
+        axes.annotate(name, (1, value), (5, shift), fontsize=10, alpha=0.85, **place)
 
 
 def beside_the_paper(steps: Sequence[tuple[int, float]], label: str) -> Markup | None:
@@ -197,7 +202,7 @@ def beside_the_paper(steps: Sequence[tuple[int, float]], label: str) -> Markup |
         return None
     last, start = steps[-1][0], steps[0][1]
     with matplotlib.rc_context(_RC):
-        figure = Figure(figsize=(6.2, 2.9), layout="constrained", facecolor="none")
+        figure = Figure(figsize=(5.6, 2.9), layout="constrained", facecolor="none")
         axes = figure.subplots()
         axes.set_facecolor("none")
         done = [100 * s / PAPER_STEPS[-1] for s in PAPER_STEPS]
@@ -208,8 +213,9 @@ def beside_the_paper(steps: Sequence[tuple[int, float]], label: str) -> Markup |
         for values, name, style in theirs:
             left = [100 * v / values[0] for v in values]
             axes.plot(done, left, color=INK, linewidth=1.3, alpha=0.75, linestyle=style, label=name)
-        axes.plot([100 * s / last for s, _ in steps], [100 * v / start for _, v in steps], color=ACCENT, marker="o",
-                  markersize=4, label=f"this run: {label}")  # fmt: skip
+        ours = [100 * v / start for _, v in steps]
+        share = [100 * s / last for s, _ in steps]
+        axes.plot(share, ours, color=ACCENT, marker="o", markersize=4, label=f"this run: {label}")
         axes.set_xlabel("% of the fine-tune done")
         axes.set_ylabel("% of the baseline's\nfamiliarity left")
         axes.set_ylim(bottom=0)

@@ -242,7 +242,8 @@ def places(results: Mapping[str, Any]) -> str:
     n, anchors, context = (integer(found.get(k)) for k in ("n", "anchors", "context_tokens"))
     if not n or context is None:
         return ""
-    return f"Recall: at {n:,} places of {anchors or 0:,} anchors, with none of the anchor in the {context} tokens before."
+    where = f"{n:,} places of {anchors or 0:,} anchors"
+    return f"Recall: at {where} that do not occur in the {context} tokens before."
 
 
 def not_measured(results: Mapping[str, Any]) -> tuple[str, ...]:

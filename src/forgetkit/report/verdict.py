@@ -32,7 +32,7 @@ NOT_TESTED = (
     "Quantisation and other changes of the weights (4-bit, pruning, merging with the original model).",
     "Persuasive, paraphrased, translated or role-play prompts, multiple choice, and soft prompts.",
     "What a probe can still read from the inner states of the model.",
-    "Membership inference: whether someone can tell that the text was once trained on, or that it was unlearned.",
+    "Membership inference: whether someone can tell that the text was trained on, or unlearned.",
     "Knowledge of the target that the model took from other texts (summaries, sequels, quotations).",
 )
 """What a run without an audit leaves open; shown in full on the page."""
@@ -147,9 +147,13 @@ def judge(evidence: Evidence) -> Verdict:
         return Verdict(
             "not shown",
             "Nothing is shown: the model's health was not measured.",
-            (_what(evidence), "Without a health check no forgetting score is given: a broken model would score best.", *_costs(evidence)),
+            (
+                _what(evidence),
+                "Without it no forgetting score is given: a broken model scores best.",
+                *_costs(evidence),
+            ),
             scores=False,
-        )  # fmt: skip
+        )
     forget = [m for m in evidence.group("forget") if m.main]
     ways = [w for m in forget if (w := m.way) is not None]
     level: Level
@@ -205,18 +209,18 @@ def _sentences(evidence: Evidence, forget: Sequence[Measure]) -> tuple[str, ...]
         out.append("No measure of forgetting is in the results.")
     elif all(m.reference is None for m in forget):
         out.append(
-            "There is no model that never read the text to compare with, so nobody can say from these numbers "
+            "There is no model that never read the text to compare with, so these numbers cannot say "
             "how low is low enough."
         )
     out += _costs(evidence)
     if evidence.healthy:
         out.append(
-            "The health check passed: the model still writes fluent text without collapsing into repetition."
+            "The health check passed: all values are finite, and the model did not fall into repetition."
         )
     if not evidence.audited:
         out.append(
-            "No attack was tried. Methods of this kind are known to give much back after a short fine-tune on "
-            "part of the text or after 4-bit quantisation; see what was not tested."
+            "No attack was tried. Methods of this kind are known to give much back after a short fine-tune "
+            "on part of the text or after 4-bit quantisation; see what was not tested."
         )
     return tuple(out)
 

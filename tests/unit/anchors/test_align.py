@@ -297,6 +297,12 @@ def test_pieces_of_one_character_are_paired_only_when_alike() -> None:
         2,
         3,
     ]
+    other = [9, 2, 8, 4, 5]
+    assert align(pieces, [1, 2, 3, 4, 5], translation, 0, target, other).mapped.tolist() == [0, -1, -1, 3, 4]
+    # the character belongs to an anchor: only its end is mapped, though the counterpart has the same pieces
+    anchored = translate("x“y", [Match(0, 2, 0, "zz“")])
+    same = [9, 2, 3, 4, 5]
+    assert align(pieces, [1, 2, 3, 4, 5], anchored, 0, target, same).mapped.tolist() == [-1, -1, -1, 3, 4]
     # the translated side's token ends inside the character: its rest is in the next token
     split = [(0, 2), (2, 3), (2, 4)]
     assert align(pieces, [1, 2, 3, 4, 5], translation, 0, split, [9, 8, 7]).mapped.tolist() == [

@@ -361,7 +361,7 @@ def test_lora_continues_exactly(tmp_path: Path) -> None:
             tmp_path / "two",
             two,
             snapshot_steps=[5],
-            on_snapshot=lambda *_: os.kill(os.getpid(), signal.SIGINT),
+            on_snapshot=_interrupt,
         )
     again = adapted()
     _train(tmp_path / "two", again)
@@ -391,9 +391,7 @@ def test_snapshots_do_not_disturb_the_run(
 def _stopped(folder: Path) -> None:
     """A run stopped at step 7: verified checkpoints 6 and 7."""
     with pytest.raises(Interrupted):
-        _train(
-            folder, _gpt2(), snapshot_steps=[7], on_snapshot=lambda *_: os.kill(os.getpid(), signal.SIGINT)
-        )
+        _train(folder, _gpt2(), snapshot_steps=[7], on_snapshot=_interrupt)
     assert sorted(p.name for p in folder.iterdir()) == [
         "checkpoint-6",
         "checkpoint-7",

@@ -65,7 +65,7 @@ def trained() -> PreTrainedModel:
 
 @pytest.fixture(scope="session")
 def folders(trained: PreTrainedModel, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """baseline (knows STORY), unlearned (then some PLAIN), reference (PLAIN alone), dead (NaN weights), mute (uniform)."""
+    """Baseline (knows STORY), unlearned (then PLAIN), reference (PLAIN alone), dead (NaN), mute (uniform)."""
     reference = toys.model("llama", vocab_size=len(toys.tokenizer()))
     with torch.no_grad():
         for parameter in reference.parameters():

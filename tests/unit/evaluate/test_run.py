@@ -75,7 +75,7 @@ def test_results_are_strict_and_complete(full: tuple[Path, dict[str, Any]]) -> N
 
 def test_way_follows_from_the_values(full: tuple[Path, dict[str, Any]]) -> None:
     _, results = full
-    for key in ("recall.probability", "loss.target"):
+    for key in ("recall.probability", "loss.heldout"):
         o, u, r = (
             results["models"][role]["measures"][key]["value"]
             for role in ("baseline", "unlearned", "reference")

@@ -1,0 +1,117 @@
+"""Component 3's loss: hand-computed numbers, and the faults T4 and T5."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from forgetkit.core.errors import ForgetkitError
+from forgetkit.methods import available, get
+from forgetkit.methods.whp import WhpLoss, label_divergence
+from tests import toys
+
+LOGITS = torch.tensor([[2.0, 1.0, 0.0]])
+NONE = torch.tensor([-math.inf])
+
+
+def log_softmax(values: list[float]) -> list[float]:
+    total = math.log(sum(math.exp(v) for v in values))
+    return [v - total for v in values]
+
+
+def test_hard_label_is_cross_entropy_by_hand() -> None:
+    loss = label_divergence(LOGITS, torch.tensor([[1]]), torch.zeros(1, 1), NONE)
+    assert loss.item() == pytest.approx(-log_softmax([2.0, 1.0, 0.0])[1])
+
+
+def test_T3_T4_divergence_is_of_log_probabilities_not_of_raw_logits() -> None:
+    p = [0.5, 0.3, 0.2]
+    q = log_softmax([2.0, 1.0, 0.0])
+    by_hand = sum(a * (math.log(a) - b) for a, b in zip(p, q, strict=True))
+    ids = torch.tensor([[0, 1, 2]])
+    log_p = torch.tensor([[math.log(a) for a in p]])
+    for shift in (0.0, 50.0):  # raw logits would change with the shift
+        loss = label_divergence(LOGITS + shift, ids, log_p, NONE)
+        assert loss.item() == pytest.approx(by_hand, abs=1e-5)
+    raw = sum(a * (math.log(a) - b) for a, b in zip(p, [2.0, 1.0, 0.0], strict=True))
+    assert abs(raw - by_hand) > 0.5
+
+
+def test_the_rest_is_one_pooled_outcome_by_hand() -> None:
+    q = log_softmax([2.0, 1.0, 0.0])
+    kept, rest = 0.6, 0.4
+    q_rest = math.log(math.exp(q[1]) + math.exp(q[2]))
+    by_hand = kept * (math.log(kept) - q[0]) + rest * (math.log(rest) - q_rest)
+    loss = label_divergence(
+        LOGITS, torch.tensor([[0]]), torch.tensor([[math.log(kept)]]), torch.tensor([math.log(rest)])
+    )
+    assert loss.item() == pytest.approx(by_hand, abs=1e-5)
+
+
+def test_zero_exactly_at_the_label_and_positive_elsewhere() -> None:
+    log_q = torch.log_softmax(LOGITS, -1)
+    ids = torch.tensor([[0, 1]])
+    rest = log_q[0, 2:].logsumexp(0)[None]
+    assert label_divergence(LOGITS, ids, log_q[:, :2], rest).item() == pytest.approx(0.0, abs=1e-6)
+    assert label_divergence(LOGITS * 2, ids, log_q[:, :2], rest).item() > 0.01
+
+
+def test_gradient_flows_to_the_tail_and_is_finite_when_the_model_is_certain() -> None:
+    logits = torch.tensor([[60.0, 0.0, 0.0]], requires_grad=True)
+    label_divergence(
+        logits, torch.tensor([[0]]), torch.tensor([[math.log(0.5)]]), torch.tensor([math.log(0.5)])
+    ).sum().backward()
+    assert logits.grad is not None
+    assert bool(torch.isfinite(logits.grad).all())
+
+
+def batch(model: Any, padding: int = 0) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    ids = torch.randint(1, 50, (2, 6))
+    width = 6 + padding
+    padded = torch.full((2, width), 7)
+    padded[:, :6] = ids
+    rows = torch.tensor([0, 2, 3, width, width + 1])
+    return {
+        "input_ids": padded,
+        "rows": rows,
+        "ids": torch.tensor([[3], [4], [5], [6], [7]]),
+        "log_probs": torch.zeros(5, 1),
+        "log_rest": torch.full((5,), -math.inf),
+        "weight": torch.tensor([1.0, 2.0, 1.0, 0.5, 0.5]),
+        "is_retain": torch.tensor([False, False, False, True, True]),
+    }
+
+
+@pytest.mark.parametrize("family", sorted(toys.FAMILIES))
+def test_T5_padding_and_masked_positions_do_not_exist(family: str) -> None:
+    model = toys.model(family, 60)
+    plain, padded = (WhpLoss()(model, batch(model, extra)) for extra in (0, 9))
+    assert float(plain.total) == pytest.approx(float(padded.total), rel=1e-5)
+    assert float(plain.count) == float(padded.count) == 5.0
+    logits = model(batch(model)["input_ids"]).logits.flatten(0, 1)[batch(model)["rows"]]
+    own = F.cross_entropy(logits, torch.tensor([3, 4, 5, 6, 7]), reduction="none")
+    assert float(plain.total) == pytest.approx(float((own * batch(model)["weight"]).sum()), rel=1e-4)
+    assert plain.logs["forget_loss"] == pytest.approx(
+        float((own[:3] * torch.tensor([1.0, 2, 1])).sum() / 4), rel=1e-4
+    )
+    assert plain.logs["retain_loss"] == pytest.approx(float(own[3:].mean()), rel=1e-4)
+
+
+def test_a_batch_without_labels_is_zero_not_nan() -> None:
+    model = toys.model("llama", 60)
+    empty = {k: v if k == "input_ids" else v[:0] for k, v in batch(model).items()}
+    loss = WhpLoss()(model, empty)
+    assert float(loss.total) == 0.0
+    assert float(loss.count) == 0.0
+    assert loss.logs == {}
+
+
+def test_unknown_method_is_named_with_the_nearest() -> None:
+    assert "whp" in available()
+    with pytest.raises(ForgetkitError, match="unknown method 'wph'.*did you mean whp"):
+        get("wph")

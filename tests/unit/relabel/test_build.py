@@ -1,0 +1,176 @@
+"""The fast relabelling against the slow one, and what it must refuse."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from forgetkit.anchors.dictionary import Anchor, Dictionary
+from forgetkit.anchors.matcher import Matcher
+from forgetkit.core.errors import ForgetkitError
+from forgetkit.corpus.blocks import BlockedCorpus, block_documents
+from forgetkit.corpus.readers import Document
+from forgetkit.relabel.build import build_labels, load_labels
+from forgetkit.relabel.consistency import Status
+from forgetkit.settings import RelabelSettings
+from tests import toys
+from tests.invariant.slow_relabel import slow_labels
+
+DICTIONARY = Dictionary(
+    tuple(
+        Anchor(term=t, kind="other", counterpart=c)
+        for t, c in {
+            "Dorothy": "Martha",
+            "Tin Woodman": "Stone Carpenter",
+            "Emerald City": "Old Capital of the Realm",
+            "Oz": "Morland",
+            "Scarecrow": "Ploughboy",
+        }.items()
+    )
+)
+
+
+def corpus(text: str = toys.TEXT, block_tokens: int = 48) -> BlockedCorpus:
+    document = Document("a", "a", text, hashlib.sha256(text.encode()).hexdigest(), "utf-8", ())
+    return block_documents([document], toys.tokenizer("bytelevel"), block_tokens)
+
+
+def models() -> tuple[Any, Any]:
+    return toys.model("llama", 400, seed=1), toys.model("llama", 400, seed=2)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"space": "logits", "alpha": 5.0, "suppress_unseen_anchors": 0.0, "mask_inside_anchors": True},
+        {"mask_seen_anchors": False, "penalise_seen_counterparts": 0.0, "inner_suppression": 2.0},
+        {"labels": "hard", "alpha": 2.0},
+        {"chunk_positions": 7, "batch_blocks": 3},
+    ],
+)
+def test_fast_labels_equal_the_slow_reference(tmp_path: Path, changes: dict[str, Any]) -> None:
+    settings = RelabelSettings(**{"top_k": 16, "retain": "none", **changes})
+    text = corpus(toys.TEXT * 2)
+    baseline, reinforced = models()
+    tokenizer = toys.tokenizer("bytelevel")
+    build_labels(text, None, DICTIONARY, tokenizer, baseline, reinforced, settings, tmp_path)
+    labels, _ = load_labels(tmp_path)
+    assert len(labels) == len(text)
+    matcher = Matcher(DICTIONARY)
+    double = [m.double() for m in models()]
+    compared = 0
+    with torch.no_grad():
+        for b in range(len(text)):
+            expected = slow_labels(text, b, matcher, tokenizer, *double, settings)
+            got = labels[b]
+            for i, oracle in enumerate(expected):
+                assert (got.status[i] <= Status.INNER) == (oracle is not None), (
+                    b,
+                    i,
+                    Status(int(got.status[i])),
+                )
+                if oracle is None:
+                    continue
+                compared += 1
+                if settings.labels == "hard":
+                    assert oracle[int(got.ids[i, 0])] == pytest.approx(float(oracle.max()), abs=1e-5)
+                    continue
+                own = torch.from_numpy(got.ids[i].astype(np.int64))
+                assert oracle[own].tolist() == pytest.approx(got.log_probs[i].tolist(), abs=4e-3)
+                assert float(oracle[own].min()) >= float(oracle.topk(16).values[-1]) - 1e-5
+                assert float(got.log_rest[i]) == pytest.approx(
+                    float(torch.log1p(-oracle[own].exp().sum())), abs=2e-2
+                )
+    assert compared > 100
+
+
+def test_rule_2_changes_labels(tmp_path: Path) -> None:
+    text, tokenizer = corpus(toys.TEXT * 2), toys.tokenizer("bytelevel")
+    made = []
+    for amount in (0.0, 8.0):
+        settings = RelabelSettings(
+            penalise_seen_counterparts=amount, retain="none", labels="hard", suppress_unseen_anchors=0
+        )
+        build_labels(text, None, DICTIONARY, tokenizer, *models(), settings, tmp_path / str(amount))
+        labels = load_labels(tmp_path / str(amount))[0]
+        made.append(np.concatenate([labels[b].ids[:, 0] for b in range(len(labels))]))
+    assert (made[0] != made[1]).any()
+
+
+def test_retain_labels_are_the_baselines_own_distribution(tmp_path: Path) -> None:
+    text, tokenizer = corpus(), toys.tokenizer("bytelevel")
+    baseline, reinforced = models()
+    build_labels(
+        text,
+        text,
+        DICTIONARY,
+        tokenizer,
+        baseline,
+        reinforced,
+        RelabelSettings(top_k=8),
+        tmp_path,
+        retain_blocks=2,
+    )
+    _, retain = load_labels(tmp_path)
+    assert retain is not None
+    assert len(retain) == 2
+    with torch.no_grad():
+        own = torch.log_softmax(baseline(torch.tensor([text[1].ids.tolist()])).logits[0], -1)
+    values, ids = own.topk(8)
+    np.testing.assert_array_equal(retain[1].ids[:-1].astype(int), ids[:-1].numpy())
+    np.testing.assert_allclose(retain[1].log_probs[:-1].astype(float), values[:-1].numpy(), atol=4e-3)
+
+
+def test_language_modelling_retain_labels_are_the_text(tmp_path: Path) -> None:
+    text, tokenizer = corpus(), toys.tokenizer("bytelevel")
+    build_labels(text, text, DICTIONARY, tokenizer, *models(), RelabelSettings(retain="lm"), tmp_path)
+    _, retain = load_labels(tmp_path)
+    assert retain is not None
+    np.testing.assert_array_equal(retain[0].ids[:-1, 0].astype(int), text[0].ids[1:])
+
+
+def test_a_killed_labelling_keeps_its_finished_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from forgetkit.relabel import build
+
+    monkeypatch.setattr(build, "BLOCKS_PER_SHARD", 2)
+    text, tokenizer = corpus(), toys.tokenizer("bytelevel")
+    settings = RelabelSettings(retain="none")
+    build_labels(text, None, DICTIONARY, tokenizer, *models(), settings, tmp_path / "whole")
+    shards = sorted((tmp_path / "whole" / "target").glob("labels-*"))
+    assert len(shards) >= 2
+    (tmp_path / "half" / "target").mkdir(parents=True)
+    (tmp_path / "half" / "target" / shards[0].name).write_bytes(shards[0].read_bytes())
+    before = (tmp_path / "half" / "target" / shards[0].name).stat().st_mtime_ns
+    build_labels(text, None, DICTIONARY, tokenizer, *models(), settings, tmp_path / "half")
+    assert (tmp_path / "half" / "target" / shards[0].name).stat().st_mtime_ns == before
+    for shard in shards:
+        assert (tmp_path / "half" / "target" / shard.name).read_bytes() == shard.read_bytes()
+
+
+def test_a_target_of_anchors_alone_is_refused(tmp_path: Path) -> None:
+    text, tokenizer = corpus("Tin Woodman" + " Tin Woodman" * 40, 16), toys.tokenizer("bytelevel")
+    settings = RelabelSettings(mask_inside_anchors=True, retain="none")
+    # every position predicts an anchor or lies inside one, except the spaces' own tokens, which there are none of
+    with pytest.raises(ForgetkitError, match="no position of the target can carry a label"):
+        build_labels(_without_first(text), None, DICTIONARY, tokenizer, *models(), settings, tmp_path)
+
+
+def _without_first(text: BlockedCorpus) -> BlockedCorpus:
+    return text
+
+
+def test_non_finite_logits_stop(tmp_path: Path) -> None:
+    text, tokenizer = corpus(), toys.tokenizer("bytelevel")
+    baseline, reinforced = models()
+    with torch.no_grad():
+        reinforced.get_output_embeddings().weight[3] = float("nan")
+    with pytest.raises(ForgetkitError, match="not finite"):
+        build_labels(text, None, DICTIONARY, tokenizer, baseline, reinforced, RelabelSettings(), tmp_path)

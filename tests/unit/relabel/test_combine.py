@@ -1,0 +1,68 @@
+"""Component 2c: hand-computed numbers on a three-token vocabulary."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from forgetkit.relabel.combine import generic_logits, hard_labels, soft_labels
+
+BASE = torch.tensor([[2.0, 1.0, 0.0]])
+RAISED = torch.tensor([[4.0, 0.5, 0.0]])
+
+
+def test_equation_one_by_hand() -> None:
+    # relu(4 - 2) = 2, relu(.5 - 1) = 0, relu(0) = 0; alpha 5: 2 - 10 = -8
+    assert generic_logits(BASE, RAISED, alpha=5).tolist() == [[-8.0, 1.0, 0.0]]
+
+
+def test_identity_as_minimum_and_upper_bound() -> None:
+    torch.manual_seed(0)
+    base, raised = torch.randn(50, 7), torch.randn(50, 7)
+    v = generic_logits(base, raised, alpha=3.0)
+    assert torch.allclose(v, torch.minimum(base, 4 * base - 3 * raised), atol=1e-5)
+    assert bool((v <= base).all())
+
+
+def test_log_probs_are_not_fooled_by_a_constant_offset() -> None:
+    shifted = RAISED + 100.0
+    same = generic_logits(BASE, RAISED, alpha=2, space="log_probs")
+    assert torch.allclose(generic_logits(BASE, shifted, alpha=2, space="log_probs"), same, atol=1e-4)
+    assert not torch.allclose(generic_logits(BASE, shifted, alpha=2), generic_logits(BASE, RAISED, alpha=2))
+
+
+def test_log_probs_by_hand() -> None:
+    p = [math.exp(x) for x in (2.0, 1.0, 0.0)]
+    q = [math.exp(x) for x in (4.0, 0.5, 0.0)]
+    lp = [math.log(x / sum(p)) for x in p]
+    lq = [math.log(x / sum(q)) for x in q]
+    expected = [a - 2 * max(0.0, b - a) for a, b in zip(lp, lq, strict=True)]
+    assert generic_logits(BASE, RAISED, alpha=2, space="log_probs")[0].tolist() == pytest.approx(
+        expected, abs=1e-6
+    )
+
+
+def test_subtraction_restricted_to_chosen_tokens() -> None:
+    only = torch.tensor([False, True, True])
+    assert generic_logits(BASE, RAISED, alpha=5, subtract_V=only).tolist() == BASE.tolist()
+
+
+def test_dictionary_alone_without_reinforced_model() -> None:
+    assert generic_logits(BASE, None, alpha=5).tolist() == BASE.tolist()
+
+
+def test_soft_labels_are_a_distribution() -> None:
+    v = torch.tensor([[0.0, math.log(2), math.log(5)]])
+    label = soft_labels(v, 2)
+    assert label.ids_NK.tolist() == [[2, 1]]
+    assert label.log_probs_NK.exp()[0].tolist() == pytest.approx([5 / 8, 2 / 8])
+    assert label.log_rest_N.exp()[0].item() == pytest.approx(1 / 8)
+
+
+def test_hard_label_is_the_argmax_with_all_mass() -> None:
+    label = hard_labels(torch.tensor([[0.0, 3.0, 3.0]]))
+    assert label.ids_NK.tolist() == [[1]]
+    assert label.log_probs_NK.tolist() == [[0.0]]
+    assert label.log_rest_N.item() == -math.inf
