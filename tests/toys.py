@@ -51,9 +51,7 @@ def tokenizer(shape: str = "bytelevel", vocab_size: int = 400) -> PreTrainedToke
             )
         else:
             tok.normalizer = normalizers.Replace(" ", "▁")
-            tok.decoder = decoders.Sequence(
-                [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-            )
+            tok.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size + 257, special_tokens=special, show_progress=False, max_token_length=12
         )
@@ -82,9 +80,7 @@ FAMILIES: dict[str, dict[str, object]] = {
 }
 
 
-def model(
-    family: str = "llama", vocab_size: int = 400, seed: int = 0, dropout: float = 0.0
-) -> PreTrainedModel:
+def model(family: str = "llama", vocab_size: int = 400, seed: int = 0, dropout: float = 0.0) -> PreTrainedModel:
     """A tiny randomly initialised causal LM in fp32, eval mode, with weights large enough to have opinions."""
     torch.manual_seed(seed)
     extra: dict[str, object] = {

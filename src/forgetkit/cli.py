@@ -34,9 +34,7 @@ Target = Annotated[list[Path], typer.Option(help="Text to un-read: files or fold
 Retain = Annotated[list[Path] | None, typer.Option(help="Text whose knowledge must stay. May be repeated.")]
 Out = Annotated[Path, typer.Option(help="Run folder; the same command again resumes.")]
 Config = Annotated[Path | None, typer.Option(help="YAML file of settings (see `forgetkit settings`).")]
-Set = Annotated[
-    list[str] | None, typer.Option("--set", help="One setting, section.key=value. May be repeated.")
-]
+Set = Annotated[list[str] | None, typer.Option("--set", help="One setting, section.key=value. May be repeated.")]
 Preset = Annotated[str, typer.Option(help="'default', or 'paper': arXiv 2310.02238 to the letter.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
@@ -71,9 +69,7 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")
-    ] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
 ) -> None:
     """Make a language model un-read a text, and say honestly how far that holds."""
 
@@ -267,9 +263,7 @@ def anchors_show(
         return
     rows = [["term", "counterpart", "kind", "count", "score", "keep"]]
     for a in sorted(dictionary.anchors, key=lambda a: -a.score)[:most]:
-        rows.append(
-            [a.term, a.counterpart, a.kind, str(a.count), f"{a.score:.1f}", "yes" if a.keep else "no"]
-        )
+        rows.append([a.term, a.counterpart, a.kind, str(a.count), f"{a.score:.1f}", "yes" if a.keep else "no"])
     _rich_table(rows)
     typer.echo(f"{len(dictionary.kept)} kept of {len(dictionary.anchors)}")
 
@@ -303,12 +297,8 @@ def evaluate(
     reference: Annotated[str | None, typer.Option(help="A model that never read the target.")] = None,
     retain: Retain = None,
     heldout: Annotated[list[Path] | None, typer.Option(help="Text of neither; default: bundled.")] = None,
-    neighbour: Annotated[
-        list[Path] | None, typer.Option(help="Text close to the target that must stay.")
-    ] = None,
-    anchors: Annotated[
-        Path | None, typer.Option(help="anchors.yaml to probe; default: found in the target.")
-    ] = None,
+    neighbour: Annotated[list[Path] | None, typer.Option(help="Text close to the target that must stay.")] = None,
+    anchors: Annotated[Path | None, typer.Option(help="anchors.yaml to probe; default: found in the target.")] = None,
     config: Config = None,
     overrides: Set = None,
     as_json: AsJson = False,
@@ -327,9 +317,7 @@ def evaluate(
             "anchors": anchors or settings.evaluate.anchors,
         }
     )
-    results = measure(
-        model, baseline, target, retain or [], settings.model_copy(update={"evaluate": chosen}), out
-    )
+    results = measure(model, baseline, target, retain or [], settings.model_copy(update={"evaluate": chosen}), out)
     if as_json:
         _print_json(results)
     else:

@@ -49,9 +49,7 @@ def training_order(n_target: int, n_retain: int, settings: FinetuneSettings, see
     """
     targets = epoch_order(n_target, settings.epochs, seed)
     wanted = int(len(targets) * settings.retain_ratio) if n_retain else 0
-    deals = (
-        epoch_order(n_retain, -(-wanted // n_retain), seed + 1)[:wanted] if wanted else np.empty(0, np.int64)
-    )
+    deals = epoch_order(n_retain, -(-wanted // n_retain), seed + 1)[:wanted] if wanted else np.empty(0, np.int64)
     edges = np.linspace(0, wanted, len(targets) + 1).astype(int)
     return [(int(t), tuple(int(r) for r in deals[edges[i] : edges[i + 1]])) for i, t in enumerate(targets)]
 
@@ -96,9 +94,7 @@ class LabelCollator:
             "ids": torch.from_numpy(labels.ids[keep].astype(np.int64)),
             "log_probs": torch.from_numpy(labels.log_probs[keep].astype(np.float32)),
             "log_rest": torch.from_numpy(labels.log_rest[keep].astype(np.float32)),
-            "weight": torch.from_numpy(
-                (weight * (self.retain_weight if is_retain else 1.0)).astype(np.float32)
-            ),
+            "weight": torch.from_numpy((weight * (self.retain_weight if is_retain else 1.0)).astype(np.float32)),
             "is_retain": torch.full((len(keep),), is_retain),
         }
 
@@ -173,9 +169,7 @@ def run(
     return {"steps": result.steps, "items": len(items), "loss": result.log[-1]["loss"]}
 
 
-def _save_snapshot(
-    model: Any, source: str, out: Path, dtype: torch.dtype, settings: FinetuneSettings
-) -> None:
+def _save_snapshot(model: Any, source: str, out: Path, dtype: torch.dtype, settings: FinetuneSettings) -> None:
     """The weights at one step as a plain model folder; adapters are merged into a copy."""
     plain = lora.merge(copy.deepcopy(model)) if settings.adapter == "lora" else model
     save_model(plain, source, out, dtype)

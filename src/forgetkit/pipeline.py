@@ -171,9 +171,7 @@ def _ensure(stage: Stage, context: Context, on_event: Callable[[Event], None]) -
         "settings": {k: v.model_dump(mode="json") for k, v in parents.items() if isinstance(v, Section)},
     }
     identities = {k: v for k, v in parents.items() if isinstance(v, str)}
-    with artifacts.commit(
-        context.run, stage.name, fingerprint, identities, extra, mutable=stage.mutable
-    ) as folder:
+    with artifacts.commit(context.run, stage.name, fingerprint, identities, extra, mutable=stage.mutable) as folder:
         try:
             stage.make(context, folder, work)
         except KeyboardInterrupt as error:
@@ -229,9 +227,12 @@ def _claim(out: Path, inputs: Inputs) -> None:
 
 def _files(paths: Sequence[Path]) -> str:
     """One hash over the names and contents of all files under `paths`."""
-    return artifacts.hash_json(
-        [[p.name, artifacts.hash_file(p)] for p in (input_files(paths) if paths else [])]
-    )
+    return artifacts.hash_json([[p.name, artifacts.hash_file(p)] for p in (input_files(paths) if paths else [])])
+
+
+def _file(path: Path | None) -> str:
+    """Hash of one file's content; '' for none. A missing one is told by whoever reads it."""
+    return artifacts.hash_file(path) if path is not None and path.is_file() else ""
 
 
 def _made(context: Context, stage: str) -> str:
@@ -246,9 +247,7 @@ def _meaning(context: Context) -> str:
 
 
 def _make_corpus(context: Context, out: Path, work: Path) -> None:
-    corpus.build(
-        context.inputs.target, context.inputs.retain, context.tokenizer, context.settings.corpus, out
-    )
+    corpus.build(context.inputs.target, context.inputs.retain, context.tokenizer, context.settings.corpus, out)
 
 
 def _make_reinforced(context: Context, out: Path, work: Path) -> None:
@@ -274,18 +273,14 @@ def _make_anchors(context: Context, out: Path, work: Path) -> None:
         context.tokenizer,
         settings,
         baseline=context.load_model(context.inputs.model) if needs_models else None,
-        reinforced=context.load_model(reinforced)
-        if needs_models and settings.model_signal and reinforced
-        else None,
+        reinforced=context.load_model(reinforced) if needs_models and settings.model_signal and reinforced else None,
         work=work,
         seed=context.settings.seed,
     )
     proposed.save(out / PROPOSED)
     before = context.folder("3-anchors")
     if (before / ANCHORS).exists() and (before / PROPOSED).exists():
-        proposed = merge_edits(
-            Dictionary.load(before / PROPOSED), Dictionary.load(before / ANCHORS), proposed
-        )
+        proposed = merge_edits(Dictionary.load(before / PROPOSED), Dictionary.load(before / ANCHORS), proposed)
     if not proposed.kept:
         raise ForgetkitError(
             "no anchor term was found in the target",
@@ -344,8 +339,7 @@ def _make_evaluation(context: Context, out: Path, work: Path) -> None:
     if settings.reference:
         roles["reference"] = settings.reference
     snapshots = {
-        int(p.name.removeprefix("step-")): p
-        for p in (context.folder("5-unlearned") / "snapshots").glob("step-*")
+        int(p.name.removeprefix("step-")): p for p in (context.folder("5-unlearned") / "snapshots").glob("step-*")
     }
     evaluate(
         roles,
@@ -428,7 +422,7 @@ STAGES: tuple[Stage, ...] = (
             "model": c.model_hash,
             "1-corpus": _made(c, "1-corpus"),
             "2-reinforced": _made(c, "2-reinforced") if c.settings.anchors.model_signal else "",
-            "given": _files([c.settings.anchors.dictionary]) if c.settings.anchors.dictionary else "",
+            "given": _file(c.settings.anchors.dictionary),
             "anchors": c.settings.anchors,
         },
         _make_anchors,
@@ -454,9 +448,7 @@ STAGES: tuple[Stage, ...] = (
         "6-evaluation",
         lambda c: {
             "5-unlearned": _made(c, "5-unlearned"),
-            "3-anchors": _files([c.settings.evaluate.anchors])
-            if c.settings.evaluate.anchors
-            else _meaning(c),
+            "3-anchors": _file(c.settings.evaluate.anchors) or _meaning(c),
             "heldout": _files(c.settings.evaluate.heldout or [BUNDLED_HELDOUT]),
             "neighbour": _files(c.settings.evaluate.neighbour),
             "reference": models.model_fingerprint(c.settings.evaluate.reference)

@@ -67,7 +67,7 @@ class TrainSettings(Section):
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     """Learning-rate schedule after warm-up."""
     warmup_steps: int = Field(10, ge=0)
-    """Steps over which the rate rises linearly from zero."""
+    """Steps over which the rate rises linearly from zero; never more than a tenth of the run."""
     batch_blocks: int = Field(8, ge=1)
     """Blocks per micro-batch."""
     accumulation: int = Field(1, ge=1)
@@ -156,11 +156,11 @@ class RelabelSettings(Section):
     """With rule 3 off: nats by which the anchor's own next token is lowered in the baseline's logits at inner positions."""
     retain: Literal["none", "kl", "lm"] = "kl"
     """Labels of retain text: the baseline's own distribution ('kl'), the text itself ('lm'), or no retain mixing."""
-    max_retain_ratio: float = Field(2.0, gt=0)
+    max_retain_ratio: float = Field(1.0, gt=0)
     """Retain blocks labelled per target block, at most."""
-    batch_blocks: int = Field(16, ge=1)
+    batch_blocks: int = Field(8, ge=1)
     """Blocks per forward pass."""
-    chunk_positions: int = Field(1024, ge=1)
+    chunk_positions: int = Field(512, ge=1)
     """Positions whose full-vocabulary logits are alive at one time."""
 
 

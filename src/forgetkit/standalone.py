@@ -41,12 +41,8 @@ def measure(
     if settings.evaluate.anchors:
         dictionary = Dictionary.load(settings.evaluate.anchors)
     else:
-        statistics_only = settings.anchors.model_copy(
-            update={"model_signal": False, "rank_counterparts": False}
-        )
-        dictionary = build_dictionary(
-            corpus, None, tokenizer, statistics_only, work=out / "work", seed=settings.seed
-        )
+        statistics_only = settings.anchors.model_copy(update={"model_signal": False, "rank_counterparts": False})
+        dictionary = build_dictionary(corpus, None, tokenizer, statistics_only, work=out / "work", seed=settings.seed)
     texts = evaluation_texts(settings.evaluate, tokenizer, settings, None)
     if retain:
         texts["retain"] = block_documents(read_paths(retain, settings.corpus), tokenizer, blocks)

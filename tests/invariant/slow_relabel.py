@@ -49,9 +49,7 @@ def slow_labels(
     t_ids, t_offsets = coded["input_ids"], coded["offset_mapping"]
     n = len(block.ids)
     token_match = [_anchor_in(block.offsets[i], anchor_of) for i in range(n)]
-    first_token = [
-        m is not None and (i == 0 or token_match[i - 1] is not m) for i, m in enumerate(token_match)
-    ]
+    first_token = [m is not None and (i == 0 or token_match[i - 1] is not m) for i, m in enumerate(token_match)]
     v_translated = baseline(torch.tensor([t_ids])).logits[0].double()
     v_original = baseline(torch.tensor([block.ids.tolist()])).logits[0].double()
     v_reinforced = reinforced(torch.tensor([block.ids.tolist()])).logits[0].double()
@@ -66,9 +64,7 @@ def slow_labels(
         continues = following is not None and not first_token[i + 1]
         if following is not None and s.mask_seen_anchors:
             earlier = {
-                token_match[j].anchor
-                for j in range(i + 1)
-                if first_token[j] and token_match[j] is not following
+                token_match[j].anchor for j in range(i + 1) if first_token[j] and token_match[j] is not following
             }
             if following.anchor in earlier:
                 result.append(None)
@@ -105,9 +101,7 @@ def _anchor_in(span: Any, anchor_of: dict[int, Any]) -> Any:
     return next((anchor_of[c] for c in range(int(span[0]), int(span[1])) if c in anchor_of), None)
 
 
-def _counterpart_tokens(
-    seen: set[int], starts: list[tuple[int, int]], ids: list[int], offsets: Any
-) -> set[int]:
+def _counterpart_tokens(seen: set[int], starts: list[tuple[int, int]], ids: list[int], offsets: Any) -> set[int]:
     found = set()
     for character, anchor in starts:
         if anchor in seen:

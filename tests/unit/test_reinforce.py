@@ -16,9 +16,7 @@ from forgetkit.settings import LoraSettings, ModelSettings, ReinforceSettings
 from tests import toys
 
 MODEL = ModelSettings(dtype="float32", device="cpu")
-SETTINGS = ReinforceSettings(
-    epochs=2, learning_rate=1e-2, warmup_steps=0, batch_blocks=4, schedule="constant"
-)
+SETTINGS = ReinforceSettings(epochs=2, learning_rate=1e-2, warmup_steps=0, batch_blocks=4, schedule="constant")
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +39,7 @@ def _weights(folder: Path) -> dict[str, torch.Tensor]:
     return {n: p.detach() for n, p in model.named_parameters()}
 
 
-def test_reinforced_model_knows_the_target_better(
-    source: Path, target: BlockedCorpus, tmp_path: Path
-) -> None:
+def test_reinforced_model_knows_the_target_better(source: Path, target: BlockedCorpus, tmp_path: Path) -> None:
     summary = reinforce.run(source, target, SETTINGS, MODEL, tmp_path / "a", work=tmp_path / "w", seed=1)
     rows = [json.loads(line) for line in (tmp_path / "a" / "log.jsonl").read_text().splitlines()]
     assert summary["steps"] == len(rows) == -(-2 * len(target) // 4)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from forgetkit.corpus.blocks import BlockedCorpus
 
 _LOG = logging.getLogger("forgetkit")
+_SIGNAL_BLOCKS = 256  # blocks in which the models are compared: two forward passes each
 _AROUND = 60  # characters of context on either side
 
 
@@ -37,9 +38,9 @@ def build_dictionary(
 ) -> Dictionary:
     """The proposed dictionary, best score first; or the ready one that `settings.dictionary` names.
 
-    With both models (and `settings.model_signal`) reinforcement's gain weighs the candidates and adds terms of its
-    own; with the baseline (and `settings.rank_counterparts`) it chooses among counterparts. `work` keeps the replies
-    of a language model, if one is asked. Deterministic for a seed.
+    With both models (and `settings.model_signal`) reinforcement's gain weighs the candidates and adds terms
+    of its own; the baseline (with `settings.rank_counterparts`) chooses among counterparts. `work` keeps the
+    replies of a language model, if one is asked. Deterministic for a seed.
 
     Raises:
         ForgetkitError: from the dictionary file or the language model's endpoint.
@@ -60,9 +61,7 @@ def build_dictionary(
     if signal_on:
         assert baseline is not None and reinforced is not None
         candidates = _with_signal(candidates, target, settings, baseline, reinforced)
-    proposals = (
-        llm.propose(texts, settings.llm, work, min_count=settings.min_count) if settings.llm.base_url else []
-    )
+    proposals = llm.propose(texts, settings.llm, work, min_count=settings.min_count) if settings.llm.base_url else []
     have = {c.term.casefold() for c in candidates}
     added = [p.candidate for p in proposals if p.candidate.term.casefold() not in have]
     candidates = sorted([*candidates, *added], key=lambda c: (-c.score, c.term))[: settings.max_terms]
@@ -95,7 +94,7 @@ def _with_signal(
 ) -> list[Candidate]:
     from forgetkit.anchors import signal
 
-    gains = signal.token_gains(baseline, reinforced, target)
+    gains = signal.token_gains(baseline, reinforced, target, most_blocks=_SIGNAL_BLOCKS)
     weighed = signal.combine(candidates, signal.mean_gains(candidates, gains, target))
     kept = [c for c in weighed if c.score >= settings.min_score]
     more = signal.terms_by_gain(target, gains, candidates, min_count=settings.min_count)
@@ -111,9 +110,7 @@ def _anchor(
 ) -> Anchor:
     kind, counterpart = chosen[candidate.term]
     n = len(candidate.spans)
-    picked = (
-        [candidate.spans[i * n // contexts] for i in range(contexts)] if n > contexts else candidate.spans
-    )
+    picked = [candidate.spans[i * n // contexts] for i in range(contexts)] if n > contexts else candidate.spans
     shown = (" ".join(texts[d][max(0, a - _AROUND) : b + _AROUND].split()) for d, a, b in picked)
     return Anchor.model_validate(
         {

@@ -86,9 +86,7 @@ class Dictionary:
             entry["score"] = round(anchor.score, 4)
             entries.append({**entry, "contexts": list(anchor.contexts)})
         dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-        body = yaml.dump(
-            {"anchors": entries}, Dumper=dumper, allow_unicode=True, sort_keys=False, width=10_000
-        )
+        body = yaml.dump({"anchors": entries}, Dumper=dumper, allow_unicode=True, sort_keys=False, width=10_000)
         text = _HEADER.format(kinds=", ".join(get_args(Kind))) + body.replace("\n- term:", "\n\n- term:")
         path.write_text(text, encoding="utf-8", newline="\n")
 
@@ -131,9 +129,7 @@ def _entries(path: Path) -> list[yaml.Node]:
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         raise ForgetkitError(f"not valid YAML: {error.problem or error.context}", where, remedy) from error
     except yaml.YAMLError as error:
-        raise ForgetkitError(
-            "not valid YAML: a character that YAML does not allow", str(path), remedy
-        ) from error
+        raise ForgetkitError("not valid YAML: a character that YAML does not allow", str(path), remedy) from error
     if root is None:
         return []
     if isinstance(root, yaml.MappingNode):
@@ -158,9 +154,7 @@ def _anchor(path: Path, node: yaml.Node) -> Anchor:
         return f"{path}:{at.start_mark.line + 1}"
 
     if not isinstance(node, yaml.MappingNode):
-        raise ForgetkitError(
-            "an entry must have `term:` and `counterpart:`", where(node), "write `- term: NAME`"
-        )
+        raise ForgetkitError("an entry must have `term:` and `counterpart:`", where(node), "write `- term: NAME`")
     values: dict[str, Any] = {}
     nodes: dict[str, yaml.Node] = {}
     for key, value in node.value:
@@ -276,9 +270,7 @@ def _lint_counterpart(anchor: Anchor, matcher: Matcher, uses: int) -> list[Findi
     if len(other.split()) > _MOST_WORDS:
         findings.append(Finding("error", term, f"counterpart has more than {_MOST_WORDS} words"))
     if uses:
-        findings.append(
-            Finding("warning", term, f"counterpart {other!r} itself occurs {uses} times in the target")
-        )
+        findings.append(Finding("warning", term, f"counterpart {other!r} itself occurs {uses} times in the target"))
     return findings
 
 
@@ -290,11 +282,7 @@ def _lint_common(anchor: Anchor, small: Counter[str], uses: int) -> list[Finding
     # a frequent word may still be a name ("Will", "John"): then it is hardly ever printed in lower case
     if term != term.lower() and 5 * small[term.lower()] < uses:
         return []
-    return [
-        Finding(
-            "error" if zipf > 5.5 else "warning", term, "is a common word: replacing it would wreck the text"
-        )
-    ]
+    return [Finding("error" if zipf > 5.5 else "warning", term, "is a common word: replacing it would wreck the text")]
 
 
 def _lint_grammar(anchor: Anchor, texts: Sequence[str], places: list[tuple[int, Match]]) -> list[Finding]:
@@ -302,17 +290,11 @@ def _lint_grammar(anchor: Anchor, texts: Sequence[str], places: list[tuple[int, 
     findings = []
     if vowel_sound(term) != vowel_sound(other):
         article = re.compile(r"\b[Aa]n?\s$")
-        uses = sum(
-            bool(article.search(texts[n][max(0, match.start - 4) : match.start])) for n, match in places
-        )
+        uses = sum(bool(article.search(texts[n][max(0, match.start - 4) : match.start])) for n, match in places)
         if uses or not texts:
-            findings.append(
-                Finding("warning", term, f"counterpart {other!r} takes the other article (a / an)")
-            )
+            findings.append(Finding("warning", term, f"counterpart {other!r} takes the other article (a / an)"))
     if anchor.kind not in ("woman", "man", "person", "place") and looks_plural(term) != looks_plural(other):
-        findings.append(
-            Finding("warning", term, f"counterpart {other!r} differs in number (singular / plural)")
-        )
+        findings.append(Finding("warning", term, f"counterpart {other!r} differs in number (singular / plural)"))
     return findings
 
 
@@ -325,9 +307,7 @@ def _lint_duplicates(kept: Sequence[Anchor]) -> list[Finding]:
     ]
 
 
-def _lint_shared(
-    kept: Sequence[Anchor], texts: Sequence[str], found: Sequence[Sequence[Match]]
-) -> list[Finding]:
+def _lint_shared(kept: Sequence[Anchor], texts: Sequence[str], found: Sequence[Sequence[Match]]) -> list[Finding]:
     shared: dict[str, list[int]] = defaultdict(list)
     for index, anchor in enumerate(kept):
         shared[anchor.counterpart.casefold()].append(index)
@@ -361,6 +341,4 @@ def _counterpart_counts(kept: Sequence[Anchor], texts: Sequence[str]) -> dict[in
     for text in texts:
         for match in reverse.find(text):
             counts[names[match.anchor]] += 1
-    return {
-        index: counts[anchor.counterpart] for index, anchor in enumerate(kept) if counts[anchor.counterpart]
-    }
+    return {index: counts[anchor.counterpart] for index, anchor in enumerate(kept) if counts[anchor.counterpart]}

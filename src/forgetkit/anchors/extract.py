@@ -1,8 +1,9 @@
-"""Expressions that belong to a text's own world, by statistics against general English and, if given, retain text.
+"""Expressions that belong to a text's own world, against general English and, if given, retain text.
 
-A candidate's score is a signed root of Dunning's log-likelihood ratio, `sqrt(2 (c ln(c/e) - c + e))`, times the share
-of capitals where case is the evidence: c = occurrences, e = those expected from the background. The background is
-wordfreq, used as an informative Dirichlet prior that the retain text updates (Monroe et al. 2008, "Fightin' Words").
+A candidate's score is a signed root of Dunning's log-likelihood ratio, `sqrt(2 (c ln(c/e) - c + e))`, times
+the share of capitals where case is the evidence: c = occurrences, e = those expected from the background.
+The background is wordfreq, used as an informative Dirichlet prior that the retain text updates (Monroe et al.
+2008, "Fightin' Words").
 """
 
 from __future__ import annotations
@@ -10,30 +11,21 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
-from importlib.resources import files
+from dataclasses import dataclass
 from typing import Literal
 
-import yaml
-from wordfreq import zipf_frequency
-
-from forgetkit.anchors.words import CONNECTORS, Word, paragraphs_of_words
+from forgetkit.anchors.background import background, background_zipf, ordinary_words, root_llr
+from forgetkit.anchors.counting import Counts, Phrase, TermIndex, count_words
+from forgetkit.anchors.words import CONNECTORS, paragraphs_of_words
 
 Shape = Literal["name", "phrase", "invented", "common phrase"]
-LONGEST = 7  # words in a term
 _KEPT_SPANS = 400  # occurrences remembered per term: enough for kinds and contexts, bounded in memory
-_MOST_RUNS = 400_000  # distinct runs counted at one time; singletons are dropped above
 _RETAIN_CHARACTERS = 20_000_000  # read from the retain text; more does not change which terms are rare
 _PRIOR_WORDS = 1_000_000.0  # weight of the wordfreq prior, in words of retain text
-_UNKNOWN_ZIPF = 1.0  # a word that wordfreq does not list (it lists down to about 1.0)
-_HYPHENED_ZIPF = 2.5  # wordfreq multiplies the parts of a compound and so over-rates it
 _COLLOCATION = 0.05  # share of its rarer word's occurrences that a phrase takes in general English, at most
 _COMMON_EFFECT = 8.5  # 2 ln(c/e) asked of lower-case expressions, which have no capital as evidence
 _NAME_EFFECT = 3.0
-_NUMBERS = frozenset(
-    ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "twenty", "hundred", "half", "whole"]
-)
+_NUMBERS = "two three four five six seven eight nine ten eleven twelve twenty hundred half whole"
 
 
 @dataclass(frozen=True)
@@ -51,204 +43,6 @@ class Candidate:
     """How many of `count` are the term's regular plural."""
 
 
-@dataclass
-class _Counts:
-    """What one pass over the target leaves: word counts by case, runs of capitals, lower-case phrases."""
-
-    words: int = 0
-    total: Counter[str] = field(default_factory=Counter)
-    capital: Counter[str] = field(default_factory=Counter)
-    small: Counter[str] = field(default_factory=Counter)
-    forms: Counter[str] = field(default_factory=Counter)
-    runs: Counter[tuple[str, ...]] = field(default_factory=Counter)
-    phrases: Counter[tuple[str, ...]] = field(default_factory=Counter)
-    after_article: Counter[tuple[str, ...]] = field(default_factory=Counter)
-
-
-@lru_cache(maxsize=1)
-def ordinary_words() -> dict[str, frozenset[str]]:
-    """The lists of `data/ordinary.yaml`, by name."""
-    text = (files("forgetkit.anchors") / "data" / "ordinary.yaml").read_text("utf-8")
-    return {name: frozenset(map(str, words)) for name, words in yaml.safe_load(text).items()}
-
-
-@lru_cache(maxsize=200_000)
-def background_zipf(word: str) -> float:
-    """log10 of occurrences per 1e9 words of general English; hyphen compounds and unknown words are floored."""
-    found = float(zipf_frequency(word, "en"))
-    if "-" in word:
-        return min(found, _HYPHENED_ZIPF)
-    return max(found, _UNKNOWN_ZIPF)
-
-
-def background(word: str) -> float:
-    """Relative frequency of `word` (lower case) in general English."""
-    return float(10.0 ** (background_zipf(word) - 9.0))
-
-
-def root_llr(count: float, expected: float) -> float:
-    """Signed root of the log-likelihood ratio of `count` occurrences where `expected` would be usual."""
-    if count <= 0:
-        return -math.sqrt(2 * expected)
-    value = 2 * (count * math.log(count / expected) - count + expected)
-    return math.copysign(math.sqrt(max(value, 0.0)), count - expected)
-
-
-def _is_roman(word: str) -> bool:
-    return bool(word) and all(c in "IVXLCDM" for c in word)
-
-
-def _content(word: Word) -> bool:
-    return (
-        len(word.text) > 2
-        and word.text.islower()
-        and "'" not in word.text
-        and background_zipf(word.lower) < 5.6
-    )
-
-
-def _trim(run: list[Word]) -> tuple[str, ...]:
-    """A run without connectors and speech words at its edges."""
-    speech = ordinary_words()["speech"]
-    while run and (
-        run[0].lower in CONNECTORS
-        or run[0].lower in speech - {"good", "dear", "poor", "little", "old", "great"}
-    ):
-        run = run[1:]
-    while run and (run[-1].lower in CONNECTORS or not run[-1].text[0].isupper()):
-        run = run[:-1]
-    return tuple(w.text for w in run)
-
-
-def _runs(words: Sequence[Word]) -> Iterable[tuple[str, ...]]:
-    """Maximal runs of capitals in one paragraph, with of/the inside, as tuples of words."""
-    run: list[Word] = []
-    for word in words:
-        links = bool(run) and word.joined and not word.initial
-        if links and (word.capital or (word.lower in CONNECTORS and run)):
-            run.append(word)
-            continue
-        yield from _pieces(run)
-        run = [word] if word.capital else []
-    yield from _pieces(run)
-
-
-def _pieces(run: list[Word]) -> Iterable[tuple[str, ...]]:
-    if len(run) > 1 and not run[0].heading:
-        # At the start of a sentence the first capital may be the sentence's: both readings are counted.
-        if run[0].initial:
-            trimmed = _trim(run[1:])
-        else:
-            trimmed = _trim(run)
-        if 1 < len(trimmed) <= LONGEST:
-            yield trimmed
-            yield from _heads(trimmed)
-
-
-def _heads(run: tuple[str, ...]) -> Iterable[tuple[str, ...]]:
-    """Parts of a run between its connectors: 'Wicked Witch of the West' also counts as 'Wicked Witch'."""
-    part: list[str] = []
-    parts = 0
-    for word in (*run, "of"):
-        if word.lower() in CONNECTORS:
-            if 1 < len(part) < len(run):
-                yield tuple(part)
-            parts += bool(part)
-            part = []
-        else:
-            part.append(word)
-
-
-def _lower_phrases(words: Sequence[Word]) -> Iterable[tuple[tuple[str, ...], bool]]:
-    """Pairs of content words and 'x of y', each with whether an article or possessive stands before."""
-    articles = {
-        "the",
-        "a",
-        "an",
-        "his",
-        "her",
-        "my",
-        "your",
-        "their",
-        "its",
-        "our",
-        "these",
-        "those",
-        "this",
-        "that",
-    }
-    for i in range(len(words) - 1):
-        first, second = words[i], words[i + 1]
-        if not (second.joined and _content(first)):
-            continue
-        before = i > 0 and first.joined and words[i - 1].lower in articles
-        if _content(second):
-            yield (first.text, second.text), before
-        elif second.text == "of" and i + 2 < len(words) and words[i + 2].joined and _content(words[i + 2]):
-            yield (first.text, "of", words[i + 2].text), before
-
-
-def _count(texts: Iterable[str]) -> _Counts:
-    counts = _Counts()
-    for text in texts:
-        for words in paragraphs_of_words(text):
-            counts.words += len(words)
-            for word in words:
-                counts.total[word.lower] += 1
-                if word.initial or word.heading or word.shouted:
-                    continue
-                if word.text[0].isupper():
-                    counts.capital[word.lower] += 1
-                    counts.forms[word.text] += 1
-                else:
-                    counts.small[word.lower] += 1
-            counts.runs.update(_runs(words))
-            for phrase, before in _lower_phrases(words):
-                counts.phrases[phrase] += 1
-                counts.after_article[phrase] += before
-            for counter in (counts.runs, counts.phrases, counts.after_article):
-                if len(counter) > _MOST_RUNS:
-                    for key in [k for k, v in counter.items() if v <= 1]:
-                        del counter[key]
-    return counts
-
-
-Phrase = tuple[str, ...]
-
-
-class TermIndex:
-    """Longest-match occurrences of many terms in word streams. Terms are tuples of words."""
-
-    def __init__(self, terms: Iterable[Phrase]) -> None:
-        self._longest: dict[str, int] = {}
-        self._terms: dict[Phrase, Phrase] = {}
-        for term in terms:
-            key = tuple(w.lower() for w in term)
-            self._terms[key] = term
-            self._longest[key[0]] = max(self._longest.get(key[0], 0), len(key))
-
-    def find(
-        self, words: Sequence[Word], capitals: Callable[[Phrase], bool]
-    ) -> Iterable[tuple[Phrase, int, int]]:
-        """(term, first word, last word exclusive); where `capitals(term)`, only capitalised occurrences count."""
-        i = 0
-        while i < len(words):
-            for n in range(self._longest.get(words[i].lower, 0), 0, -1):
-                window = words[i : i + n]
-                term = self._terms.get(tuple(w.lower for w in window)) if len(window) == n else None
-                if term is None or not all(w.joined for w in window[1:]):
-                    continue
-                if capitals(term) and not all(
-                    w.text[0].isupper() or not t[0].isupper() for w, t in zip(window, term, strict=True)
-                ):
-                    continue
-                yield term, i, i + n
-                i += n
-                break
-            else:
-                i += 1
-
-
 def _retain_counts(retain: Sequence[str], terms: Iterable[Phrase]) -> tuple[Counter[Phrase], int]:
     """Occurrences of the terms in (an even sample of) the retain text, capitals where the term has them."""
     index = TermIndex(terms)
@@ -263,7 +57,7 @@ def _retain_counts(retain: Sequence[str], terms: Iterable[Phrase]) -> tuple[Coun
 
 
 class _Background:
-    """Expected relative frequency of a term: the wordfreq prior, updated by the retain text when there is one."""
+    """Expected relative frequency of a term: the wordfreq prior, updated by the retain text if any."""
 
     def __init__(self, retain: Sequence[str], terms: Sequence[Phrase]) -> None:
         self._found, self._words = _retain_counts(retain, terms) if retain else (Counter(), 0)
@@ -278,9 +72,7 @@ class _Background:
         return (self._found[term] + weight * prior) / (self._words + weight)
 
 
-def locate(
-    terms: Iterable[str], texts: Sequence[str], score: Callable[[Phrase, int, int], float]
-) -> list[Candidate]:
+def locate(terms: Iterable[str], texts: Sequence[str], score: Callable[[Phrase, int, int], float]) -> list[Candidate]:
     """Candidates for given terms, by longest match: any case for lower-case terms, capitals for the others.
 
     `score(words, count, words in the texts)`; terms that do not occur are left out.
@@ -303,19 +95,19 @@ def locate(
     ]
 
 
-def _share(counts: _Counts, word: str) -> float:
+def _share(counts: Counts, word: str) -> float:
     capital, small = counts.capital[word], counts.small[word]
     return capital / (capital + small) if capital + small else 0.0
 
 
-def _single_terms(counts: _Counts, min_count: int) -> list[Phrase]:
+def _single_terms(counts: Counts, min_count: int) -> list[Phrase]:
     """Names (capitalised mid-sentence) and invented words, in their most frequent form."""
     form: dict[str, str] = {}
     for spelled, _ in sorted(counts.forms.items(), key=lambda kv: (kv[1], kv[0])):
         form[spelled.lower()] = spelled
     out: list[Phrase] = []
     for word, total in counts.total.items():
-        if total < min_count or _is_roman(word.upper()):
+        if total < min_count:
             continue
         if counts.capital[word] >= max(2, min_count / 2) and _share(counts, word) >= 0.5 and len(word) > 1:
             out.append((form[word],))
@@ -330,11 +122,11 @@ def _is_invented(word: str) -> bool:
     if not plain:
         return False
     if "-" in word:
-        return all(background_zipf(p) < 2.2 for p in word.split("-")) or max(map(len, word.split("-"))) <= 0
+        return all(background_zipf(p) < 2.2 for p in word.split("-"))
     return background_zipf(word) < 1.9 and background_zipf(word.rstrip("s")) < 2.2
 
 
-def _phrase_terms(counts: _Counts, min_count: int) -> list[Phrase]:
+def _phrase_terms(counts: Counts, min_count: int) -> list[Phrase]:
     out: list[Phrase] = [
         run
         for run, c in counts.runs.items()
@@ -342,14 +134,13 @@ def _phrase_terms(counts: _Counts, min_count: int) -> list[Phrase]:
     ]
     plain = ordinary_words()["plain"]
     capitals = {
-        tuple(w.lower() for w in run): c
-        for run, c in sorted(counts.runs.items(), key=lambda kv: (kv[1], kv[0]))
+        tuple(w.lower() for w in run): c for run, c in sorted(counts.runs.items(), key=lambda kv: (kv[1], kv[0]))
     }
     for phrase, small in counts.phrases.items():
         c = small + capitals.get(phrase, 0)
         if c < max(5, min_count) or 4 * small < c or 2 * counts.after_article[phrase] < small:
             continue
-        if phrase[0].split("-")[0] in _NUMBERS or phrase[-1] in plain:
+        if phrase[0].split("-")[0] in _NUMBERS.split() or phrase[-1] in plain:
             continue
         rarest = min(counts.total[w] for w in phrase if w != "of")
         zipfs = [background_zipf(w) for w in phrase if w != "of"]
@@ -362,20 +153,17 @@ def _starts_ordinary(run: Phrase) -> bool:
     return run[0].lower() in {"your", "his", "her", "my", "our", "their", "i", "i'm", "i'll", "i've"}
 
 
-def _coheres(counts: _Counts, run: Phrase, count: int) -> bool:
-    """The run is one expression rather than neighbours by chance: it takes a part's occurrences often enough."""
+def _coheres(counts: Counts, run: Phrase, count: int) -> bool:
+    """The run is one expression rather than neighbours by chance: more frequent than its parts make it."""
     parts = [counts.total[w.lower()] for w in run if w.lower() not in CONNECTORS]
-    return (
-        count * counts.words / math.prod(p / counts.words for p in parts[1:]) > 20 * parts[0] * counts.words
-        if parts
-        else False
-    )
+    by_chance = counts.words * math.prod(p / counts.words for p in parts)
+    return bool(parts) and (count > 20 * by_chance or 2 * count >= min(parts))
 
 
 def _occurrences(
     texts: Iterable[str], terms: Iterable[Phrase], small: Callable[[Phrase], bool]
 ) -> tuple[Counter[Phrase], Counter[Phrase], dict[Phrase, list[tuple[int, int, int]]]]:
-    """Longest-match counts, those that a sentence's start cannot explain, and the first spans of each term."""
+    """Longest-match counts, those that a sentence's start cannot explain, and the first spans."""
     index = TermIndex(terms)
     count: Counter[Phrase] = Counter()
     firm: Counter[Phrase] = Counter()
@@ -394,7 +182,7 @@ def _occurrences(
 def _composes(term: Phrase, count: Counter[Phrase], good: set[Phrase]) -> bool:
     """An ordinary head before an anchor that stands alone anyway ('Princess Ozma', 'Land of Oz').
 
-    Replacing the inner anchor changes the phrase already, and puts the loss on the telling word instead of its title.
+    Replacing the inner anchor changes the phrase already, and puts the loss on the telling word.
     """
     composing = ordinary_words()["composing"]
     lowered = [w.lower() for w in term]
@@ -433,7 +221,7 @@ def extract(
     `compose` leaves out phrases that replacing an inner anchor already changes ('Princess Ozma' with 'Ozma').
     Time is linear in the text; memory grows with distinct words and runs, not with length.
     """
-    counts = _count(texts)
+    counts = count_words(texts)
     if not counts.words:
         return []
     by_words: dict[Phrase, Phrase] = {}  # one spelling each: lower case, where enough occurrences have it
@@ -445,9 +233,7 @@ def extract(
     terms = list(by_words.values())
     expect = _Background(retain, terms)
     chosen = set(terms)
-    for look in range(
-        4
-    ):  # a phrase that falls gives its occurrences back to its parts, hence more than one look
+    for look in range(4):  # a phrase that falls gives its occurrences back to its parts, hence more than one look
         count, firm, spans = _occurrences(
             texts, chosen, lambda t: t[0].islower() or _share(counts, t[0].lower()) < 0.05
         )
@@ -480,15 +266,13 @@ def _candidate(
     if not any(w[0].isupper() for w in term):
         spelled = [" ".join(term)]
     capital = any(w[0].isupper() for w in term)
-    shape: Shape = (
-        ("phrase" if capital else "common phrase") if len(term) > 1 else ("name" if capital else "invented")
-    )
+    shape: Shape = ("phrase" if capital else "common phrase") if len(term) > 1 else ("name" if capital else "invented")
     return Candidate(
         spelled[0], count + plurals, round(score, 3), shape, spans, tuple(w.lower() for w in term), plurals
     )
 
 
-def _score(term: Phrase, count: int, firm: int, counts: _Counts, expect: _Background) -> float:
+def _score(term: Phrase, count: int, firm: int, counts: Counts, expect: _Background) -> float:
     expected = expect(term) * counts.words
     effect = 2 * math.log(count / expected)
     capital = any(w[0].isupper() for w in term)
@@ -502,10 +286,7 @@ def _score(term: Phrase, count: int, firm: int, counts: _Counts, expect: _Backgr
             return 0.0
         if capital:
             score *= _share(counts, lowered) * min(1.0, 2 * firm / count)
-    elif all(
-        any(w.lower() in words for words in ordinary_words().values()) or w.lower() in CONNECTORS
-        for w in term
-    ):
+    elif all(any(w.lower() in words for words in ordinary_words().values()) or w.lower() in CONNECTORS for w in term):
         return 0.0
     return score
 
@@ -513,7 +294,5 @@ def _score(term: Phrase, count: int, firm: int, counts: _Counts, expect: _Backgr
 def _doubles(good: set[Phrase], count: Counter[Phrase]) -> set[Phrase]:
     """Plurals beside their singular, which the matcher covers: the plural goes."""
     return {
-        t
-        for t in good
-        if t[-1].endswith("s") and (*t[:-1], t[-1][:-1]) in good and count[(*t[:-1], t[-1][:-1])] >= 2
+        t for t in good if t[-1].endswith("s") and (*t[:-1], t[-1][:-1]) in good and count[(*t[:-1], t[-1][:-1])] >= 2
     }

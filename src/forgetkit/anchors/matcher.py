@@ -40,9 +40,7 @@ _IRREGULAR = {
     **{word: word + "es" for word in ("hero", "potato", "tomato", "echo", "buffalo")},
 }
 _NOT_MEN = ("human", "german", "roman", "shaman", "norman", "ottoman", "talisman", "caiman", "herman")
-_VOWEL_SOUND = re.compile(
-    r"(?:[aeio]|u(?!ni(?!n|m)|s[aeiu]|t[ieo]|k|tr)|hour|honou?r|honest|heir)", re.IGNORECASE
-)
+_VOWEL_SOUND = re.compile(r"(?:[aeio]|u(?!ni(?!n|m)|s[aeiu]|t[ieo]|k|tr)|hour|honou?r|honest|heir)", re.IGNORECASE)
 _CONSONANT_SOUND = re.compile(r"(?:eu|ewe|one\b|once\b|oui)", re.IGNORECASE)
 _UNSPACED = (  # scripts written without spaces, or (Hangul) with particles attached to nouns
     (0x0E00, 0x0EFF),
@@ -191,11 +189,7 @@ def _is_unspaced(char: str) -> bool:
 
 def _boundary(text: str, start: int, end: int) -> bool:
     """Whether [start, end) is a whole word: "Dorothy" is one in "Dorothy's", "Don" is none in "Don't"."""
-    if (
-        start
-        and _is_word(text[start - 1])
-        and not (_is_unspaced(text[start]) or _is_unspaced(text[start - 1]))
-    ):
+    if start and _is_word(text[start - 1]) and not (_is_unspaced(text[start]) or _is_unspaced(text[start - 1])):
         return False
     if end == len(text):
         return True

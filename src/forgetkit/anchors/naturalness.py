@@ -10,7 +10,7 @@ import torch
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from forgetkit.anchors.counterparts import Context
+    from forgetkit.anchors.kinds import Context
 
 
 @torch.inference_mode()
@@ -23,7 +23,7 @@ def rank_by_naturalness(
 ) -> list[float]:
     """Mean log-probability (nats per token) of each candidate with the text after it, over all contexts.
 
-    A token counts if it ends after the text before the candidate. The score of a candidate without contexts is 0.
+    A token counts if it ends after the text before the candidate. Without contexts all scores are 0.
     """
     texts = [(left, left + candidate + right) for candidate in candidates for left, right in contexts]
     scores: list[float] = []

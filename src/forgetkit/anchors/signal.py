@@ -1,7 +1,7 @@
 """The model's own signal: where reinforcement raised the probability of the text, and which terms that names.
 
-`v_reinforced - v_baseline` is large at tokens idiosyncratic to the target (arXiv 2310.02238, section 2.2); averaged over
-a term's cue-free occurrences it is evidence that needs no word list.
+`v_reinforced - v_baseline` is large at tokens idiosyncratic to the target (arXiv 2310.02238, section 2.2);
+averaged over a term's cue-free occurrences it is evidence that needs no word list.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from forgetkit.anchors.extract import Candidate
-from forgetkit.anchors.words import CONNECTORS, paragraphs_of_words
+from forgetkit.anchors.words import CONNECTORS, Word, paragraphs_of_words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,21 +32,32 @@ _USUAL_GAIN = 1.0  # nats; a term that reinforcement raised this much keeps its 
 
 @torch.inference_mode()
 def token_gains(
-    baseline: PreTrainedModel, reinforced: PreTrainedModel, corpus: BlockedCorpus, batch: int = 8
+    baseline: PreTrainedModel,
+    reinforced: PreTrainedModel,
+    corpus: BlockedCorpus,
+    batch: int = 8,
+    *,
+    most_blocks: int | None = None,
 ) -> NDArray[np.float32]:
     """log p_reinforced - log p_baseline of every token, in nats: float32 [N] in the order of `corpus.ids`.
 
-    Tokens that nothing predicts (a block's first, when the tokenizer has no BOS) get 0.
+    Tokens that nothing predicts (a block's first, when the tokenizer has no BOS) get 0. With `most_blocks`,
+    an even sample of blocks is read, and tokens of the others get NaN.
     """
-    gains = np.zeros(len(corpus.ids), np.float32)
-    for first in range(0, len(corpus), batch):
-        bounds = corpus.bounds[first : first + batch]
+    n = len(corpus)
+    chosen = np.arange(n)
+    if most_blocks is not None and most_blocks < n:
+        chosen = np.arange(most_blocks) * n // most_blocks
+    gains = np.full(len(corpus.ids), np.nan, np.float32)
+    for first in range(0, len(chosen), batch):
+        bounds = corpus.bounds[chosen[first : first + batch]]
         rows = [np.asarray(corpus.ids[s:e], np.int64) for _, s, e in bounds]
         raised = _target_log_probs(reinforced, rows, corpus.bos_id)
         usual = _target_log_probs(baseline, rows, corpus.bos_id)
         for (_, start, end), r, b in zip(bounds, raised, usual, strict=True):
             predicted = end - len(r)
             assert predicted - start in (0, 1)
+            gains[start:predicted] = 0.0
             gains[predicted:end] = r - b
     return gains
 
@@ -101,13 +112,11 @@ class TokenPlaces:
         return int(np.searchsorted(self._starts, token, side="right")) - 1
 
 
-def mean_gains(
-    candidates: Sequence[Candidate], gains: NDArray[np.float32], corpus: BlockedCorpus
-) -> dict[str, float]:
+def mean_gains(candidates: Sequence[Candidate], gains: NDArray[np.float32], corpus: BlockedCorpus) -> dict[str, float]:
     """Mean gain (nats) on a term's first token, over occurrences that are the first in their block.
 
     Later occurrences are left out: any model that has seen the name a sentence ago predicts it. Terms whose
-    occurrences cannot be placed are absent. `gains` float32 [N].
+    occurrences cannot be placed, or lie in blocks without gains (NaN), are absent. `gains` float32 [N].
     """
     places = TokenPlaces(corpus)
     out: dict[str, float] = {}
@@ -119,7 +128,7 @@ def mean_gains(
             if token is None:
                 continue
             block = places.block(token)
-            if block not in seen:
+            if block not in seen and not np.isnan(gains[token]):
                 seen.add(block)
                 found.append(float(gains[token]))
         if found:
@@ -130,7 +139,7 @@ def mean_gains(
 def combine(candidates: Sequence[Candidate], gain: dict[str, float]) -> list[Candidate]:
     """Scores with the signal: `score * clip(exp((gain - 1) / 2), 1/3, 3)`; best first.
 
-    A term that reinforcement raised by the usual one nat keeps its score, and the signal can change a score by a
+    A term that reinforcement raised by the usual one nat keeps its score, and the signal changes a score by a
     factor of three at most, so that neither source of evidence overrules the other.
     """
     out = []
@@ -141,6 +150,13 @@ def combine(candidates: Sequence[Candidate], gain: dict[str, float]) -> list[Can
             factor = math.exp(min(bound, max(-bound, (gain[candidate.term] - _USUAL_GAIN) / 2)))
         out.append(replace(candidate, score=round(candidate.score * factor, 3)))
     return sorted(out, key=lambda c: (-c.score, c.term))
+
+
+def _is_raised(word: Word, run: list[Word], taken: set[str]) -> bool:
+    """Whether the word may begin or continue a run, leaving its gain aside."""
+    if word.initial or word.lower in CONNECTORS or word.lower in taken or len(run) == 3:
+        return False
+    return word.joined or not run
 
 
 def terms_by_gain(
@@ -154,9 +170,9 @@ def terms_by_gain(
 ) -> list[Candidate]:
     """Terms proposed by gain alone: one to three words with high gain that repeat.
 
-    A word's gain is that of its first token. Words qualify at `min_gain` nats on average over their first
-    occurrences in each block (`mean_gains`); neighbours are joined when they mostly occur together. Terms among `known` are left out.
-    Score: sqrt(2 * count * mean gain), on the scale of `extract`. `gains` float32 [N].
+    A word's gain is that of its first token; neighbours of high gain are joined. A run qualifies if it
+    repeats and its mean gain over first occurrences in a block is `min_gain` nats. Words of `known` terms are
+    left out. Score: sqrt(2 * count * mean gain), on the scale of `extract`. `gains` float32 [N].
     """
     places = TokenPlaces(corpus)
     runs: Counter[tuple[str, ...]] = Counter()
@@ -165,20 +181,13 @@ def terms_by_gain(
     taken = {part for c in known for part in c.parts}
     for number, document in enumerate(corpus.documents):
         for words in paragraphs_of_words(document.text):
-            run: list[Any] = []
+            run: list[Word] = []
             for word in [*words, None]:
-                token = places.token(number, word.start) if word else None
-                high = token is not None and gains[token] >= min_gain and word.lower not in CONNECTORS
-                if (
-                    high
-                    and word
-                    and not word.initial
-                    and word.lower not in taken
-                    and (not run or word.joined)
-                    and len(run) < 3
-                ):
-                    run.append(word)
-                    continue
+                if word is not None and _is_raised(word, run, taken):
+                    token = places.token(number, word.start)
+                    if token is not None and gains[token] >= min_gain:
+                        run.append(word)
+                        continue
                 if run and len(run[0].text) > 2:
                     key = tuple(w.lower for w in run)
                     runs[key] += 1

@@ -1,4 +1,4 @@
-"""Words of a text with what extraction needs to know about each: place, case, and where it stands in its sentence."""
+"""Words of a text, each with its place, case, and where it stands in its sentence."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ _BLANK_LINE = re.compile(r"\n[ \t\r]*\n")
 _POSSESSIVE = re.compile(r"['’][sS]$")
 _OPENING = "\"'“‘([{_*"
 _CLOSING = "\"'”’)]}_*"
-_ABBREVIATIONS = frozenset(
-    {"mr", "mrs", "ms", "dr", "st", "prof", "rev", "capt", "gen", "col", "lieut", "sgt"}
-)
+_ABBREVIATIONS = frozenset({"mr", "mrs", "ms", "dr", "st", "prof", "rev", "capt", "gen", "col", "lieut", "sgt"})
 CONNECTORS = frozenset({"of", "the", "de", "von", "van", "du", "la", "le", "&"})
 
 
@@ -44,11 +42,14 @@ class Word:
 
 
 def _is_heading(words: list[re.Match[str]], paragraph: str) -> bool:
-    """Title case: most long words are capitalised. Running prose with many names stays far below."""
+    """Title case: most long words are capitalised. Prose ends with a stop, and rarely has so many names."""
     long = [w.group() for w in words[1:] if len(w.group()) > 3]
-    if not long or (len(long) < 4 and paragraph.rstrip()[-1:] in ".!?,;:\"”'"):
+    if not long:
         return False
-    return sum(w[0].isupper() for w in long) >= 0.7 * len(long)
+    stopped = paragraph.rstrip()[-1:] in ".!?,;:\"”’'"
+    if stopped and len(long) < 4:
+        return False
+    return sum(w[0].isupper() for w in long) >= (0.95 if stopped else 0.7) * len(long)
 
 
 def _paragraphs(text: str) -> Iterator[tuple[int, int]]:
@@ -86,16 +87,10 @@ def paragraphs_of_words(text: str) -> Iterator[list[Word]]:
             word = _POSSESSIVE.sub("", match.group())
             gap = paragraph[previous_end : match.start()]
             stripped = gap.strip()
-            joined = (
-                bool(words)
-                and bool(gap)
-                and (not stripped or (stripped == "." and previous in _ABBREVIATIONS))
-            )
+            joined = bool(words) and bool(gap) and (not stripped or (stripped == "." and previous in _ABBREVIATIONS))
             initial = not joined and _begins_sentence(paragraph, match.start(), previous)
             end = match.start() + len(word)
-            words.append(
-                Word(word, word.lower(), first + match.start(), first + end, initial, heading, joined)
-            )
+            words.append(Word(word, word.lower(), first + match.start(), first + end, initial, heading, joined))
             # The possessive ends a run: "Dorothy's Aunt" is two expressions, so the gap must hold the 's.
             previous, previous_end = word.lower(), end
         yield words

@@ -398,16 +398,12 @@ def run_lock(run: Path) -> Iterator[None]:
     with _disk_errors(run):
         run.mkdir(parents=True, exist_ok=True)
         try:
-            handle = os.open(
-                path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o600
-            )
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
         except OSError as error:
             if error.errno not in (errno.ELOOP, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENXIO):
                 raise
             remedy = "look at what this file is, or choose another run folder"
-            raise ForgetkitError(
-                f"cannot be opened as a lock file ({error.strerror})", str(path), remedy
-            ) from error
+            raise ForgetkitError(f"cannot be opened as a lock file ({error.strerror})", str(path), remedy) from error
     try:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             raise ForgetkitError("is not a plain file", str(path), "choose another run folder")

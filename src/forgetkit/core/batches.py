@@ -27,9 +27,7 @@ def epoch_order(n: int, epochs: int, seed: int) -> NDArray[np.int64]:
     return np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, dtype=np.int64)
 
 
-def pad_blocks(
-    blocks: Sequence[NDArray[Any]], pad_id: int, bos_id: int | None = None
-) -> tuple[Tensor, Tensor]:
+def pad_blocks(blocks: Sequence[NDArray[Any]], pad_id: int, bos_id: int | None = None) -> tuple[Tensor, Tensor]:
     """Right-pad blocks into one rectangle: (input_ids long [B, T], valid bool [B, T], True at real tokens).
 
     `bos_id` is put before every block, and is valid. No attention mask is needed: the models are causal and

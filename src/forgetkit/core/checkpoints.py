@@ -58,9 +58,7 @@ def _step_of(checkpoint: Path) -> int:
 
 def _checkpoints(folder: Path) -> list[Path]:
     """Checkpoint folders, verified or not, oldest first."""
-    found = [
-        p for p in folder.glob("checkpoint-*") if p.is_dir() and p.name.removeprefix("checkpoint-").isdigit()
-    ]
+    found = [p for p in folder.glob("checkpoint-*") if p.is_dir() and p.name.removeprefix("checkpoint-").isdigit()]
     return sorted(found, key=_step_of)
 
 

@@ -41,9 +41,7 @@ class _Loader(yaml.SafeLoader):
         seen: set[str] = set()
         for key, _ in node.value:
             if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"{key.value} is given twice", key.start_mark
-                )
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} is given twice", key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -64,9 +62,7 @@ def _parse(text: str, where: str) -> Any:
         raise ForgetkitError("not readable as YAML", where) from error
 
 
-def load_settings(
-    config: Path | None = None, overrides: Sequence[str] = (), preset: str | None = None
-) -> Settings:
+def load_settings(config: Path | None = None, overrides: Sequence[str] = (), preset: str | None = None) -> Settings:
     """The settings of a run: preset, then the file, then each ``section.key=value``.
 
     Raises ForgetkitError (one line) for an unknown preset or key, a wrong type or value, or unreadable YAML.
@@ -134,9 +130,7 @@ def _override(item: str) -> dict[str, Any]:
     return dict(value)
 
 
-def _merge(
-    into: dict[str, Any], new: Mapping[Any, Any], where: str, origin: dict[str, str], prefix: str = ""
-) -> None:
+def _merge(into: dict[str, Any], new: Mapping[Any, Any], where: str, origin: dict[str, str], prefix: str = "") -> None:
     """Deep merge; ``origin`` remembers for each dotted key who gave it last."""
     for key, value in new.items():
         dotted = f"{prefix}{key}"
@@ -219,9 +213,7 @@ def _explain(error: ValidationError, origin: Mapping[str, str]) -> ForgetkitErro
     first = problems[0]
     loc = [str(part) for part in first["loc"]]
     dotted = ".".join(loc)
-    where = next(
-        (origin[k] for k in (".".join(loc[:n]) for n in range(len(loc), 0, -1)) if k in origin), "settings"
-    )
+    where = next((origin[k] for k in (".".join(loc[:n]) for n in range(len(loc), 0, -1)) if k in origin), "settings")
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     if first["type"] == "extra_forbidden":
         return ForgetkitError(f"{dotted}: unknown setting{more}", where, _suggest_key(loc))
@@ -277,9 +269,7 @@ def _lines(section: BaseModel, depth: int) -> Iterator[str]:
 
 
 def _comment(text: str, indent: str) -> Iterator[str]:
-    yield from textwrap.wrap(
-        " ".join(text.split()), 100, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# "
-    )
+    yield from textwrap.wrap(" ".join(text.split()), 100, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ")
 
 
 def _scalar(value: Any) -> str:

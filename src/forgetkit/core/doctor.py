@@ -110,9 +110,7 @@ def _disk(folder: Path) -> Check:
     if free < 1:
         return Check("disk", "fail", found, "free some space or choose another run folder")
     if free < 10:
-        return Check(
-            "disk", "warn", found, "a run keeps several copies of the model; fewer with finetune.snapshots=0"
-        )
+        return Check("disk", "warn", found, "a run keeps several copies of the model; fewer with finetune.snapshots=0")
     return Check("disk", "ok", found, "")
 
 

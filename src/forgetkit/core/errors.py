@@ -30,9 +30,7 @@ class ForgetkitError(Exception):
 class Interrupted(ForgetkitError):  # noqa: N818 - nothing went wrong
     """The run was stopped by a signal; what is on disk can be continued from."""
 
-    def __init__(
-        self, number: int, where: str = "", remedy: str = "run the same command again to continue"
-    ) -> None:
+    def __init__(self, number: int, where: str = "", remedy: str = "run the same command again to continue") -> None:
         super().__init__(f"stopped by signal {number}", where, remedy)
         self.args = (number, where, remedy)
         self.number = number

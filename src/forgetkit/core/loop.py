@@ -152,9 +152,7 @@ class _Plan:
 class _Steps(TrainerCallback):  # type: ignore[misc]
     """Everything that happens at step boundaries."""
 
-    def __init__(
-        self, plan: _Plan, optimizer: MasterAdamW, window: _Window, signals: Signals, bar: Progress
-    ) -> None:
+    def __init__(self, plan: _Plan, optimizer: MasterAdamW, window: _Window, signals: Signals, bar: Progress) -> None:
         self.plan, self.optimizer, self.window, self.signals, self.bar = plan, optimizer, window, signals, bar
         self.rows: list[dict[str, float]] = []
         self._norm = self._rate = 0.0
@@ -176,9 +174,7 @@ class _Steps(TrainerCallback):  # type: ignore[misc]
         """After a micro-batch that is not the window's last."""
         self.optimizer.collect()
 
-    def on_pre_optimizer_step(
-        self, args: Any, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_pre_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Turn summed gradients into the step's gradient; refuse a non-finite one."""
         self._norm = self.optimizer.normalise(self.window.count, self.plan.settings.clip_norm)
         if not math.isfinite(self._norm):
@@ -241,15 +237,11 @@ def _arguments(settings: TrainSettings, folder: Path, device: torch.device, seed
     return arguments
 
 
-def run_identity(
-    model: PreTrainedModel, settings: TrainSettings, samples: int, seed: int, identity: str
-) -> str:
+def run_identity(model: PreTrainedModel, settings: TrainSettings, samples: int, seed: int, identity: str) -> str:
     """What a checkpoint must have in common with a run to be continued by it, as one hash."""
     shapes = [[n, list(p.shape), str(p.dtype), p.requires_grad] for n, p in model.named_parameters()]
     kept = settings.model_dump(mode="json", exclude={"checkpoint_steps", "snapshots"})
-    return hash_json(
-        {"settings": kept, "samples": samples, "seed": seed, "caller": identity, "parameters": shapes}
-    )
+    return hash_json({"settings": kept, "samples": samples, "seed": seed, "caller": identity, "parameters": shapes})
 
 
 def train(
@@ -332,7 +324,7 @@ def _run(
             optimizers=(
                 optimizer,
                 get_scheduler(
-                    name, optimizer, num_warmup_steps=settings.warmup_steps, num_training_steps=steps
+                    name, optimizer, num_warmup_steps=min(settings.warmup_steps, steps // 10), num_training_steps=steps
                 ),
             ),
             callbacks=[callback],

@@ -16,9 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def attach(
-    model: PreTrainedModel, settings: LoraSettings, name: str = "default", *, seed: int = 0
-) -> PeftModel:
+def attach(model: PreTrainedModel, settings: LoraSettings, name: str = "default", *, seed: int = 0) -> PeftModel:
     """Freeze `model` and put trainable fp32 adapters beside its linear layers, but not the output head.
 
     The adapters' random start depends on `seed` alone; the global random state is not touched.

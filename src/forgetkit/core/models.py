@@ -136,9 +136,7 @@ def _checked_config(folder: Path) -> dict[str, Any]:
     if not isinstance(kind, str):
         raise ForgetkitError("has no model_type", str(path))
     if config.get("quantization_config"):
-        raise ForgetkitError(
-            "the model is quantised and cannot be trained", str(path), "use the full weights"
-        )
+        raise ForgetkitError("the model is quantised and cannot be trained", str(path), "use the full weights")
     known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
     names = [known] if isinstance(known, str) else list(known or ())
     given = config.get("architectures") or names
@@ -154,9 +152,7 @@ def _weight_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file() and not (folder / "model.safetensors").is_file():
         named = _read_json(index).get("weight_map")
-        if not isinstance(named, dict) or not all(
-            isinstance(n, str) and "/" not in n for n in named.values()
-        ):
+        if not isinstance(named, dict) or not all(isinstance(n, str) and "/" not in n for n in named.values()):
             raise ForgetkitError("has no usable weight_map", str(index))
         files = sorted({folder / name for name in named.values()})
     else:
@@ -183,9 +179,7 @@ def _header(path: Path) -> dict[str, Any]:
         if size != 8 + length + end:
             raise ValueError("wrong length")
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise ForgetkitError(
-            "damaged safetensors file", str(path), "copy or download the model again"
-        ) from error
+        raise ForgetkitError("damaged safetensors file", str(path), "copy or download the model again") from error
     return dict(header)
 
 
@@ -198,9 +192,7 @@ def source_dtype(source: str | Path, settings: ModelSettings | None = None) -> t
             counts[entry["dtype"]] = counts.get(entry["dtype"], 0) + math.prod(entry["shape"])
     most = max(counts, key=lambda name: counts[name], default="none")
     if most not in _FLOATS:
-        raise ForgetkitError(
-            f"weights are stored as {most}", str(folder), "use a checkpoint in bf16, fp16 or fp32"
-        )
+        raise ForgetkitError(f"weights are stored as {most}", str(folder), "use a checkpoint in bf16, fp16 or fp32")
     return _FLOATS[most]
 
 
@@ -239,22 +231,16 @@ def load_tokenizer(source: str | Path, settings: ModelSettings | None = None) ->
         raise ForgetkitError(f"tokenizer cannot be loaded: {_one_line(error)}", str(folder)) from error
     if not getattr(tokenizer, "is_fast", False):
         remedy = "use a model that comes with a tokenizer.json"
-        raise ForgetkitError(
-            "the tokenizer gives no character offsets, which labels need", str(folder), remedy
-        )
+        raise ForgetkitError("the tokenizer gives no character offsets, which labels need", str(folder), remedy)
     return tokenizer
 
 
-def encode(
-    tokenizer: PreTrainedTokenizerBase, text: str
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
     """Ids [n] of ``text`` without special tokens, and each one's (start, end) in characters of it [n, 2].
 
     Spans of neighbouring tokens may overlap or be empty; they need not tile the text.
     """
-    out = tokenizer(
-        text, add_special_tokens=False, return_offsets_mapping=True, truncation=False, verbose=False
-    )
+    out = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, truncation=False, verbose=False)
     ids = np.asarray(out["input_ids"], dtype=np.int32)
     return ids, np.asarray(out["offset_mapping"], dtype=np.int32).reshape(len(ids), 2)
 
@@ -268,9 +254,7 @@ def bos_of(tokenizer: PreTrainedTokenizerBase) -> int | None:
     full: list[int] = tokenizer("a b", add_special_tokens=True)["input_ids"]
     front = next((n for n in range(len(full) - len(plain) + 1) if full[n : n + len(plain)] == plain), None)
     if front is None or front > 1:
-        raise ForgetkitError(
-            "the tokenizer puts more than one token in front of a text, which is not supported"
-        )
+        raise ForgetkitError("the tokenizer puts more than one token in front of a text, which is not supported")
     return full[0] if front else None
 
 
@@ -332,21 +316,15 @@ def load_model(
             )
         model.to(device)
     except torch.OutOfMemoryError as error:
-        raise ForgetkitError(
-            f"the model does not fit on {device}", str(folder), "use model.device=cpu"
-        ) from error
+        raise ForgetkitError(f"the model does not fit on {device}", str(folder), "use model.device=cpu") from error
     except _LOAD_ERRORS as error:
         raise ForgetkitError(f"model cannot be loaded: {_one_line(error)}", str(folder)) from error
     for kind in ("missing_keys", "mismatched_keys"):
         if info.get(kind):
             name = sorted(str(key) for key in info[kind])[0]
-            raise ForgetkitError(
-                f"{len(info[kind])} weights are {kind.split('_')[0]}, e.g. {name}", str(folder)
-            )
+            raise ForgetkitError(f"{len(info[kind])} weights are {kind.split('_')[0]}, e.g. {name}", str(folder))
     if not all(torch.isfinite(parameter).all() for parameter in model.parameters()):
-        raise ForgetkitError(
-            "weights contain NaN or infinity", str(folder), "copy or download the model again"
-        )
+        raise ForgetkitError("weights contain NaN or infinity", str(folder), "copy or download the model again")
     if _matching(folder, _TOKENIZER_FILES):
         check_vocabulary(model, load_tokenizer(folder), str(folder))
     model.eval()

@@ -24,9 +24,7 @@ _BAR_SECONDS = 0.1
 
 def clean(text: str, limit: int = 200) -> str:
     """``text`` without control, escape, bidi and line characters, so that it cannot steer a terminal."""
-    kept = "".join(
-        " " if c in "\n\r\t" else c for c in text if c in "\n\r\t" or unicodedata.category(c)[0] not in "C"
-    )
+    kept = "".join(" " if c in "\n\r\t" else c for c in text if c in "\n\r\t" or unicodedata.category(c)[0] not in "C")
     kept = " ".join(kept.split())
     return kept if len(kept) <= limit else kept[: limit - 3] + "..."
 
@@ -131,9 +129,7 @@ class Progress:
         if elapsed > 0 and worked > 0:
             rate = worked / elapsed
             unit = self.unit or "units"
-            parts.append(
-                f"{rate:.1f} {unit}/s" if rate >= 1 else f"{1 / rate:.1f} s per {unit.removesuffix('s')}"
-            )
+            parts.append(f"{rate:.1f} {unit}/s" if rate >= 1 else f"{1 / rate:.1f} s per {unit.removesuffix('s')}")
             if self.total is not None:
                 parts.append(f"{_duration(max(0.0, self.total - self.done) / rate)} left")
         if self.note:

@@ -57,9 +57,7 @@ def build(
         if not documents:
             continue
         corpus = _blocks(documents, tokenizer, settings.block_tokens, warnings)
-        if name == "target" and not any(
-            end - start >= MIN_TOKENS for _, start, end in corpus.bounds.tolist()
-        ):
+        if name == "target" and not any(end - start >= MIN_TOKENS for _, start, end in corpus.bounds.tolist()):
             raise ForgetkitError(
                 f"the target has no stretch of {MIN_TOKENS} tokens",
                 targets[0].name,
@@ -113,15 +111,11 @@ def _overlap_warnings(overlap: dict[str, Any]) -> list[str]:
         percent = f"{100 * pair['similarity']:.0f} %"
         out += [f"{loud} {pair['document']} is {percent} similar to {pair['near']}"]
     if not out and overlap["paragraph_share"] > 0:
-        out.append(
-            f"{100 * overlap['paragraph_share']:.1f} % of the target's paragraphs are in the retain text too"
-        )
+        out.append(f"{100 * overlap['paragraph_share']:.1f} % of the target's paragraphs are in the retain text too")
     return out
 
 
-def _blocks(
-    documents: Sequence[Document], tokenizer: Any, block_tokens: int, warnings: list[str]
-) -> BlockedCorpus:
+def _blocks(documents: Sequence[Document], tokenizer: Any, block_tokens: int, warnings: list[str]) -> BlockedCorpus:
     corpus = block_documents(documents, tokenizer, block_tokens)
     counts = _tokens_per_document(corpus)
     if all(count >= 2 for count in counts):

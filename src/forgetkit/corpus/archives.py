@@ -37,9 +37,7 @@ class Archive:
         try:
             self._zip = zipfile.ZipFile(io.BytesIO(data))
         except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
-            raise ForgetkitError(
-                "not a readable zip archive", where, "check that the file is complete"
-            ) from error
+            raise ForgetkitError("not a readable zip archive", where, "check that the file is complete") from error
         self._entries: dict[str, zipfile.ZipInfo] = {}
         for info in self._zip.infolist():
             if _BAD_NAME.search(info.filename):
@@ -92,9 +90,7 @@ class Archive:
             RuntimeError,
             NotImplementedError,
         ) as error:
-            raise ForgetkitError(
-                "archive is damaged", self.where, "check that the file is complete"
-            ) from error
+            raise ForgetkitError("archive is damaged", self.where, "check that the file is complete") from error
         return b"".join(parts)
 
     def xml(self, name: str) -> Element:

@@ -89,9 +89,7 @@ class BlockedCorpus:
         # One key only: safetensors writes several in an order that changes from run to run.
         metadata = {"corpus": json.dumps({"block_tokens": self.block_tokens, "bos_id": self.bos_id})}
         arrays = {"ids": self.ids, "offsets": self.offsets, "bounds": self.bounds}
-        save_file(
-            {name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / ARRAYS, metadata
-        )
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / ARRAYS, metadata)
         with (folder / DOCUMENTS).open("w", encoding="utf-8", newline="\n") as stream:
             for document in self.documents:
                 stream.write(json.dumps(asdict(document), ensure_ascii=False, allow_nan=False) + "\n")
@@ -103,9 +101,7 @@ class BlockedCorpus:
         try:
             with safe_open(where, framework="numpy") as stored:
                 metadata: dict[str, str] = stored.metadata() or {}
-                arrays: dict[str, Any] = {
-                    name: stored.get_tensor(name) for name in ("ids", "offsets", "bounds")
-                }
+                arrays: dict[str, Any] = {name: stored.get_tensor(name) for name in ("ids", "offsets", "bounds")}
             fields = json.loads(metadata["corpus"])
             bos_id, block_tokens = fields["bos_id"], int(fields["block_tokens"])
         except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
@@ -120,12 +116,7 @@ class BlockedCorpus:
         count = len(self.ids)
         if self.ids.dtype != np.int32 or self.offsets.dtype != np.int32 or self.bounds.dtype != np.int64:
             return "arrays of the wrong type"
-        if (
-            self.ids.ndim != 1
-            or self.offsets.shape != (count, 2)
-            or self.bounds.ndim != 2
-            or self.bounds.shape[1] != 3
-        ):
+        if self.ids.ndim != 1 or self.offsets.shape != (count, 2) or self.bounds.ndim != 2 or self.bounds.shape[1] != 3:
             return "arrays of the wrong shape"
         document, start, end = self.bounds.T
         if not np.array_equal(np.r_[0, end], np.r_[start, count]) or np.any(start >= end):
@@ -133,9 +124,7 @@ class BlockedCorpus:
         if np.any(document < 0) or np.any(document >= len(self.documents)) or np.any(np.diff(document) < 0):
             return "blocks of documents that are not there"
         lengths = np.array([len(d.text) for d in self.documents], dtype=np.int64)
-        if np.any(self.offsets < 0) or np.any(
-            self.offsets > np.repeat(lengths[document], end - start)[:, None]
-        ):
+        if np.any(self.offsets < 0) or np.any(self.offsets > np.repeat(lengths[document], end - start)[:, None]):
             return "offsets outside the text"
         return ""
 

@@ -216,9 +216,7 @@ def _split_pdf_paragraphs(text: str) -> str:
         return text
     lines = text.split("\n")
     out = [
-        line + "\n"
-        if line and following and len(line) < 0.85 * width and _ENDS_SENTENCE.search(line)
-        else line
+        line + "\n" if line and following and len(line) < 0.85 * width and _ENDS_SENTENCE.search(line) else line
         for line, following in zip(lines, [*lines[1:], ""], strict=True)
     ]
     return "\n".join(out)

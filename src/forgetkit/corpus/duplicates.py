@@ -73,9 +73,7 @@ def similarity(a: _U64, b: _U64) -> float:
     if not len(a) or not len(b):
         return 0.0
     union = np.union1d(a, b)[:SKETCH]
-    return float(
-        np.isin(union, np.intersect1d(a, b, assume_unique=True), assume_unique=True).sum() / len(union)
-    )
+    return float(np.isin(union, np.intersect1d(a, b, assume_unique=True), assume_unique=True).sum() / len(union))
 
 
 def near_pairs(sketches: Sequence[_U64], threshold: float) -> list[tuple[int, int, float]]:
@@ -159,7 +157,5 @@ def report(target: Sequence[Document], retain: Sequence[Document], threshold: fl
                 retain_first[original] = copy
     for i, j, value in pairs:
         a, b = originals[i], originals[j]
-        out[section(a, b)]["near"].append(
-            {"document": name(b), "near": name(a), "similarity": round(value, 3)}
-        )
+        out[section(a, b)]["near"].append({"document": name(b), "near": name(a), "similarity": round(value, 3)})
     return out

@@ -19,9 +19,7 @@ from forgetkit.corpus.archives import Archive
 from forgetkit.corpus.clean import Kind
 from forgetkit.corpus.decode import decode
 
-_HIDDEN = frozenset(
-    {"head", "script", "style", "template", "noscript", "svg", "nav", "iframe", "object", "-comment"}
-)
+_HIDDEN = frozenset({"head", "script", "style", "template", "noscript", "svg", "nav", "iframe", "object", "-comment"})
 _PARAGRAPHS = frozenset(
     [
         "p",
@@ -165,9 +163,7 @@ def read_docx(data: bytes, where: str) -> Iterator[Raw]:
             else:
                 parts.append(item.text)
     except (OpcError, KeyError, ValueError, AttributeError, IndexError, TypeError, SyntaxError) as error:
-        raise ForgetkitError(
-            "not a readable Word document", where, "save it again, or as plain text"
-        ) from error
+        raise ForgetkitError("not a readable Word document", where, "save it again, or as plain text") from error
     yield Raw("\n\n".join(part for part in parts if part.strip()), "0", "utf-8", "markup")
 
 
@@ -194,9 +190,7 @@ def read_pdf(data: bytes, where: str) -> Iterator[Raw]:
         raise ForgetkitError("not a readable PDF file", where, "save it again, or as plain text") from error
     text = "\n".join(page for page in pages if page)
     if not text.strip():
-        raise ForgetkitError(
-            "PDF has no text in it (scanned pages?)", where, "run text recognition over it first"
-        )
+        raise ForgetkitError("PDF has no text in it (scanned pages?)", where, "run text recognition over it first")
     yield Raw(text, "0", "pdf", "pdf", warnings=("read from a PDF: check paragraphs and running heads",))
 
 

@@ -41,9 +41,7 @@ def inspect(
         first = [tokenizer.decode(corpus[index].ids.tolist()) for index in range(min(SHOWN, len(corpus)))]
     retained = None
     if retains:
-        retained = summarise(
-            retains, block_documents(retains, tokenizer, settings.block_tokens) if tokenizer else None
-        )
+        retained = summarise(retains, block_documents(retains, tokenizer, settings.block_tokens) if tokenizer else None)
     return {
         "block_tokens": settings.block_tokens,
         "target": target,
@@ -79,10 +77,7 @@ def _part(name: str, part: dict[str, Any]) -> list[str]:
         else f"{part['tokens']:,} tokens, {part['blocks']:,} blocks"
     )
     encodings = ", ".join(f"{encoding} ({count})" for encoding, count in part["encodings"].items())
-    lines = [
-        f"{name}: {part['documents']:,} documents, {part['characters']:,} characters, {size}; "
-        f"{_line(encodings)}"
-    ]
+    lines = [f"{name}: {part['documents']:,} documents, {part['characters']:,} characters, {size}; {_line(encodings)}"]
     for document in part["list"][:_LISTED]:
         tokens = "" if document["tokens"] is None else f"{document['tokens']:>12,} tokens"
         lines.append(f"  {document['characters']:>12,} characters{tokens}  {_line(document['name'])}")

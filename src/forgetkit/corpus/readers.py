@@ -191,15 +191,11 @@ def _check_link(path: Path, root: Path) -> None:
     except OSError as error:
         raise ForgetkitError("symbolic link leads nowhere", where, "remove the link") from error
     if not real.is_relative_to(root):
-        raise ForgetkitError(
-            "symbolic link leads out of the given folder", where, "name the file itself instead"
-        )
+        raise ForgetkitError("symbolic link leads out of the given folder", where, "name the file itself instead")
 
 
 def _irregular(where: str) -> ForgetkitError:
-    return ForgetkitError(
-        "not a regular file (a device, pipe or socket)", where, "give a file or a folder of files"
-    )
+    return ForgetkitError("not a regular file (a device, pipe or socket)", where, "give a file or a folder of files")
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -214,9 +210,7 @@ def _read_bytes(path: Path) -> bytes:
         if not stat.S_ISREG(status.st_mode):
             raise _irregular(where)
         if status.st_size > MAX_FILE_BYTES:
-            raise ForgetkitError(
-                f"larger than {MAX_FILE_BYTES // 2**20} MiB", where, "split it into several files"
-            )
+            raise ForgetkitError(f"larger than {MAX_FILE_BYTES // 2**20} MiB", where, "split it into several files")
         try:
             return stream.read(MAX_FILE_BYTES + 1)
         except OSError as error:

@@ -42,9 +42,7 @@ def encode(text: str, tokenizer: Any, name: str = "", piece: int = PIECE) -> tup
         return _call(text, tokenizer)
     cuts = list(_cuts(text, tokenizer, piece))
     if not cuts:
-        logger.warning(
-            "%s: long text without a safe place to cut; tokenised whole, which takes much memory", name
-        )
+        logger.warning("%s: long text without a safe place to cut; tokenised whole, which takes much memory", name)
     ids: list[_Int32] = []
     offsets: list[_Int32] = []
     starts = [(0, None), *cuts]

@@ -97,18 +97,14 @@ def health_numbers(parts: Mapping[str, Part], plan: Plan) -> HealthNumbers:
     return HealthNumbers(weights["vocabulary"], weights["nonfinite"], lost, loss, entropy, **made)
 
 
-def judge(
-    role: str, parts: Mapping[str, Part], baseline: Mapping[str, Part] | None, plan: Plan
-) -> HealthVerdict:
+def judge(role: str, parts: Mapping[str, Part], baseline: Mapping[str, Part] | None, plan: Plan) -> HealthVerdict:
     """The verdict on one model. The baseline and the reference stand for themselves: absolute checks only."""
     relative = baseline is not None and role not in ("baseline", "reference")
     against = health_numbers(baseline, plan) if relative and baseline is not None else None
     return judge_health(health_numbers(parts, plan), against)
 
 
-def value_json(
-    key: str, series: Mapping[str, Series], verdict: HealthVerdict, missing: str
-) -> dict[str, Any]:
+def value_json(key: str, series: Mapping[str, Series], verdict: HealthVerdict, missing: str) -> dict[str, Any]:
     """value, error, n of one metric; None with a reason where it is missing, not finite, or withheld."""
     if _BY_KEY[key].group == "forget" and not verdict.healthy:
         return _none("withheld: the model is not healthy (" + "; ".join(verdict.reasons) + ")")

@@ -36,13 +36,9 @@ def load_results(path: Path) -> dict[str, Any]:
     try:
         results = json.loads(file.read_text(encoding="utf-8"), parse_constant=_no_constant)
     except ValueError as error:
-        raise ForgetkitError(
-            f"not strict JSON ({error})", where=str(file), remedy="evaluate again"
-        ) from error
+        raise ForgetkitError(f"not strict JSON ({error})", where=str(file), remedy="evaluate again") from error
     if not isinstance(results, dict) or results.get("schema_version") != 1:
-        raise ForgetkitError(
-            "not a results file of schema version 1", where=str(file), remedy="evaluate again"
-        )
+        raise ForgetkitError("not a results file of schema version 1", where=str(file), remedy="evaluate again")
     return results
 
 
@@ -133,10 +129,7 @@ def before_after_table(results: Mapping[str, Any]) -> Table:
     rows: list[list[Cell]] = [["health", *(models[role]["health"]["status"] for role in roles), ""]]
     for metric in results["measures"]:
         cells = {role: models[role]["measures"][metric["key"]] for role in roles}
-        if all(
-            cell["value"] is None and not str(cell["reason"]).startswith("withheld")
-            for cell in cells.values()
-        ):
+        if all(cell["value"] is None and not str(cell["reason"]).startswith("withheld") for cell in cells.values()):
             continue
         shown: list[Cell] = [_with_reason(cell) for cell in cells.values()]
         label = metric["label"] + (f", {metric['unit']}" if metric["unit"] else "")
@@ -150,9 +143,7 @@ def _with_reason(cell: Mapping[str, Any]) -> str:
     return "withheld" if str(cell["reason"]).startswith("withheld") else "-"
 
 
-def _last_cell(
-    metric: Mapping[str, Any], cells: Mapping[str, Mapping[str, Any]], way: Mapping[str, Any]
-) -> str:
+def _last_cell(metric: Mapping[str, Any], cells: Mapping[str, Mapping[str, Any]], way: Mapping[str, Any]) -> str:
     before, after = (cells.get(role, {}).get("value") for role in ("baseline", "unlearned"))
     if metric["group"] == "forget" and way["value"] is not None:
         interval = "" if way["low"] is None else f" ({way['low']:.0%} to {way['high']:.0%})"

@@ -72,11 +72,7 @@ def _sentence_prompts(corpus: BlockedCorpus, places: list[Place], context: int, 
         text = corpus.documents[document].text
         for match in _SENTENCE.finditer(text, int(starts[0]), int(corpus.offsets[high - 1, 1])):
             at = int(np.searchsorted(corpus.offsets[low:high, 1], match.end(), side="right"))
-            if (
-                at < min(MIN_PROMPT, context)
-                or at >= high - low
-                or text[int(starts[at]) : match.end()].strip()
-            ):
+            if at < min(MIN_PROMPT, context) or at >= high - low or text[int(starts[at]) : match.end()].strip():
                 continue
             prompt = Prompt(document, low + max(0, at - context), low + at, "sentence")
             following = np.searchsorted(near, [prompt.last, prompt.last + tokens])

@@ -43,9 +43,7 @@ def check_vocabulary(model: PreTrainedModel, largest: int) -> None:
         )
 
 
-def length_batches(
-    lengths: Sequence[int], kept: Sequence[int], vocabulary: int, *, equal: bool
-) -> Iterator[list[int]]:
+def length_batches(lengths: Sequence[int], kept: Sequence[int], vocabulary: int, *, equal: bool) -> Iterator[list[int]]:
     """Indices in batches sorted by length, small enough for the logits budget.
 
     kept: positions per row whose logits are kept. equal: rows of one batch have the same length and `kept`
@@ -70,11 +68,7 @@ def forward_logits(model: PreTrainedModel, ids: Tensor, mask: Tensor | None = No
     Raises ForgetkitError where the sequence does not fit into the context window.
     """
     check_window(model, ids.shape[1], "a measurement")
-    extra = (
-        {"logits_to_keep": keep}
-        if keep and "logits_to_keep" in inspect.signature(model.forward).parameters
-        else {}
-    )
+    extra = {"logits_to_keep": keep} if keep and "logits_to_keep" in inspect.signature(model.forward).parameters else {}
     with torch.inference_mode():
         ids = ids.to(model.device)
         mask = torch.ones_like(ids) if mask is None else mask.to(model.device)
@@ -124,9 +118,7 @@ def generate(
                 finite = False
                 logits = torch.nan_to_num(logits, nan=0.0, posinf=0.0, neginf=0.0)
             p = torch.softmax(logits, -1)
-            token = (
-                torch.multinomial(p, 1, generator=generator) if generator else logits.argmax(-1, keepdim=True)
-            )
+            token = torch.multinomial(p, 1, generator=generator) if generator else logits.argmax(-1, keepdim=True)
             chosen.append(token)
             probability.append(p.gather(-1, token))
             step = token.to(model.device)

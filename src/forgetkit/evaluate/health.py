@@ -152,9 +152,7 @@ def health_prompts(corpus: BlockedCorpus, n: int = PROMPTS, tokens: int = PROMPT
     picked = usable[((np.arange(count) + 0.5) * len(usable) / count).astype(np.int64)]
     bos = [] if corpus.bos_id is None else [corpus.bos_id]
     firsts = corpus.bounds[picked, 1].tolist()
-    return torch.tensor(
-        [bos + corpus.ids[first : first + tokens].tolist() for first in firsts], dtype=torch.long
-    )
+    return torch.tensor([bos + corpus.ids[first : first + tokens].tolist() for first in firsts], dtype=torch.long)
 
 
 def measure_fluency(
@@ -201,9 +199,7 @@ def _absolute(numbers: HealthNumbers, limits: HealthLimits) -> list[str]:
     reasons = []
     most = math.log(numbers.vocabulary)
     if numbers.entropy is not None and numbers.entropy > limits.uniform * most:
-        reasons.append(
-            f"the next-token distribution is nearly uniform ({numbers.entropy:.2f} of {most:.2f} nats)"
-        )
+        reasons.append(f"the next-token distribution is nearly uniform ({numbers.entropy:.2f} of {most:.2f} nats)")
     if numbers.loss is not None and numbers.loss > most:
         reasons.append(f"held-out loss {numbers.loss:.2f} is worse than guessing ({most:.2f})")
     if numbers.sampled is not None and numbers.sampled.mean_repetition > limits.repetition:

@@ -44,9 +44,7 @@ class BlockLosses:
         return Series(totals / self.count, self.count, np.arange(len(totals), dtype=np.int64))
 
 
-def _batches(
-    corpus: BlockedCorpus, indices: list[int], vocabulary: int
-) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+def _batches(corpus: BlockedCorpus, indices: list[int], vocabulary: int) -> Iterator[tuple[list[int], Tensor, Tensor]]:
     """(positions in `indices`, ids Long[B, T] padded on the right, lengths [B]) in order of length."""
     bos = [] if corpus.bos_id is None else [corpus.bos_id]
     rows = [bos + np.asarray(corpus[i].ids).tolist() for i in indices]
@@ -114,13 +112,9 @@ def measure_divergence(
     Both models see the same batch; an entry the reference gives no probability at all contributes zero.
     """
     kl, agree, count = (np.zeros(len(indices)) for _ in range(3))
-    vocabulary = min(
-        vocabulary_size(reference), vocabulary_size(model)
-    )  # padded vocabularies may differ in size
+    vocabulary = min(vocabulary_size(reference), vocabulary_size(model))  # padded vocabularies may differ in size
     with progress(label, len(indices), "blocks") as bar:
-        for batch, ids, lengths in _batches(
-            corpus, indices, max(vocabulary_size(reference), vocabulary_size(model))
-        ):
+        for batch, ids, lengths in _batches(corpus, indices, max(vocabulary_size(reference), vocabulary_size(model))):
             mask = _mask(ids, lengths)
             first, second = forward_logits(reference, ids, mask), forward_logits(model, ids, mask)
             for row, i in enumerate(batch):

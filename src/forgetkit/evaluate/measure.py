@@ -171,9 +171,7 @@ class Measurer:
         plan, tokens = self.plan, self.plan.settings.completion_tokens
 
         def make() -> Part:
-            return Part(
-                asdict(measure_completions(source.model, plan.target, plan.prompts, tokens, plan.eos_id)), {}
-            )
+            return Part(asdict(measure_completions(source.model, plan.target, plan.prompts, tokens, plan.eos_id)), {})
 
         spans = [[p.first, p.last] for p in plan.prompts]
         inputs = {"text": plan.digests["target"], "prompts": spans, "tokens": tokens, "eos": plan.eos_id}

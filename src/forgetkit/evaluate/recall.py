@@ -59,9 +59,7 @@ def document_spans(corpus: BlockedCorpus) -> dict[int, tuple[int, int]]:
     return spans
 
 
-def eligible_places(
-    corpus: BlockedCorpus, dictionary: Dictionary, context: int
-) -> tuple[list[Place], PlaceCounts]:
+def eligible_places(corpus: BlockedCorpus, dictionary: Dictionary, context: int) -> tuple[list[Place], PlaceCounts]:
     """All cue-free places in text order, and the tally of the rest.
 
     An occurrence counts only if its first token begins exactly at the anchor (or with the white space before
@@ -92,9 +90,7 @@ def eligible_places(
                 if previous_end > left or terms[match.anchor] in _folded(text[left : match.start]):
                     tally["cued"] += 1
                     continue
-                places.append(
-                    Place(document, low + first, low + last + 1, match.anchor, match.start, match.end)
-                )
+                places.append(Place(document, low + first, low + last + 1, match.anchor, match.start, match.end))
     return places, PlaceCounts(eligible=len(places), **tally)
 
 
@@ -157,9 +153,7 @@ class RecallScores:
         return {name: Series(values, np.ones(len(values)), groups) for name, values in metrics.items()}
 
 
-def measure_recall(
-    model: PreTrainedModel, corpus: BlockedCorpus, places: list[Place], context: int
-) -> RecallScores:
+def measure_recall(model: PreTrainedModel, corpus: BlockedCorpus, places: list[Place], context: int) -> RecallScores:
     """Score every place, from exactly `context` tokens before it (after the BOS token, if any).
 
     Batches hold rows of equal length only, so no padding is involved. Non-finite logits give NaN.

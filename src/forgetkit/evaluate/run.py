@@ -83,9 +83,7 @@ def evaluate(
 
 def _check_names(models: Mapping[str, str | Path], texts: Mapping[str, BlockedCorpus]) -> None:
     if not models:
-        raise ForgetkitError(
-            "no model to evaluate", where="evaluate", remedy=f"give one of {', '.join(ROLES)}"
-        )
+        raise ForgetkitError("no model to evaluate", where="evaluate", remedy=f"give one of {', '.join(ROLES)}")
     for role in models:
         if role not in ROLES:
             raise ForgetkitError(f"unknown role {role!r}", where="evaluate", remedy=f"use {', '.join(ROLES)}")
@@ -198,8 +196,7 @@ def _curve_row(
         "fingerprint": source.fingerprint,
         "health": {"status": verdict.status, "reasons": list(verdict.reasons)},
         "measures": {
-            key: assemble.value_json(key, series, verdict, assemble.why_missing(key, plan, {}))
-            for key in CURVE
+            key: assemble.value_json(key, series, verdict, assemble.why_missing(key, plan, {})) for key in CURVE
         },
     }
 
@@ -210,9 +207,7 @@ def _completions(
     parts: Mapping[str, Mapping[str, Part]],
     tokenizer: PreTrainedTokenizerBase,
 ) -> list[dict[str, Any]]:
-    made = {
-        role: Completions(**own["completions"].arrays) for role, own in parts.items() if "completions" in own
-    }
+    made = {role: Completions(**own["completions"].arrays) for role, own in parts.items() if "completions" in own}
     rows = []
     for i, prompt in enumerate(plan.prompts):
         text, truth = prompt_text(plan.target, prompt, plan.settings.completion_tokens)
@@ -222,10 +217,7 @@ def _completions(
                 "anchor": dictionary.kept[prompt.anchor].term if prompt.anchor >= 0 else None,
                 "prompt": text,
                 "truth": truth,
-                "models": {
-                    role: completion_json(tokenizer, plan.target, prompt, own, i)
-                    for role, own in made.items()
-                },
+                "models": {role: completion_json(tokenizer, plan.target, prompt, own, i) for role, own in made.items()},
             }
         )
     return rows
@@ -244,9 +236,7 @@ def _details(
         sick = health["status"] != "healthy"
         withheld = ("recall", "loss.target", "divergence.target")
         return {
-            name: None
-            if sick and name in withheld
-            else {k: assemble.numbers(v) for k, v in part.arrays.items()}
+            name: None if sick and name in withheld else {k: assemble.numbers(v) for k, v in part.arrays.items()}
             for name, part in own.items()
             if name == "recall" or name.startswith(("loss.", "divergence."))
         }

@@ -41,11 +41,7 @@ class Series:
     @property
     def mean(self) -> float:
         """Weighted mean; NaN without values."""
-        return (
-            float((self.values * self.weights).sum() / self.weights.sum())
-            if len(self.values)
-            else float("nan")
-        )
+        return float((self.values * self.weights).sum() / self.weights.sum()) if len(self.values) else float("nan")
 
     @property
     def error(self) -> float:

@@ -65,9 +65,7 @@ class WhpLoss:
             self._split = SplitHead(model)
         hidden_BTH = self._split.hidden(batch["input_ids"])
         hidden_NH = hidden_BTH.flatten(0, 1)[batch["rows"]]
-        loss_N = label_divergence(
-            self._split.logits(hidden_NH), batch["ids"], batch["log_probs"], batch["log_rest"]
-        )
+        loss_N = label_divergence(self._split.logits(hidden_NH), batch["ids"], batch["log_probs"], batch["log_rest"])
         weight_N, retain_N = batch["weight"], batch["is_retain"]
         logs = {
             "forget_loss": _mean(loss_N, weight_N, ~retain_N),

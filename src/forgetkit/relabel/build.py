@@ -122,17 +122,11 @@ class Labeller:
         if len(position):
             translated = self._hidden(self.baseline, [b.target_ids for b in blocks])
             original = self._original(blocks)
-            raised = (
-                self._hidden(self.reinforced, [b.ids for b in blocks])
-                if self.reinforced is not None
-                else None
-            )
+            raised = self._hidden(self.reinforced, [b.ids for b in blocks]) if self.reinforced is not None else None
             step = self.settings.chunk_positions
             for low in range(0, len(position), step):
                 rows = slice(low, low + step)
-                parts.append(
-                    self._label_rows(blocks, row_block[rows], position[rows], translated, original, raised)
-                )
+                parts.append(self._label_rows(blocks, row_block[rows], position[rows], translated, original, raised))
         return self._scatter(blocks, wanted, parts)
 
     def _original(self, blocks: Sequence[PreparedBlock]) -> Tensor | None:
@@ -217,9 +211,7 @@ class Labeller:
     ) -> list[BlockLabels]:
         width = 1 if self.settings.labels == "hard" else min(self.settings.top_k, self.vocab_size)
         kind = id_type(self.vocab_size)
-        ids = np.concatenate(
-            [np.empty((0, width), kind), *(p.ids_NK.cpu().numpy().astype(kind) for p in parts)]
-        )
+        ids = np.concatenate([np.empty((0, width), kind), *(p.ids_NK.cpu().numpy().astype(kind) for p in parts)])
         logs = np.concatenate(
             [
                 np.empty((0, width), np.float16),
@@ -300,9 +292,7 @@ def write_labels(
         labels: list[BlockLabels] = []
         for low in range(0, size, batch):
             some = blocks[low : low + batch]
-            labels += (
-                [text_labels(b, labeller.vocab_size) for b in some] if text_only else labeller.label(some)
-            )
+            labels += [text_labels(b, labeller.vocab_size) for b in some] if text_only else labeller.label(some)
             progress.advance(len(some))
         write_shard(folder, first, labels, metadata)
     write_index(folder, shards, metadata)

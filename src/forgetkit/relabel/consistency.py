@@ -65,9 +65,7 @@ class LabelPlan:
     """Nats (or logits); float32 [P]."""
 
 
-def telltale_tokens(
-    corpus: BlockedCorpus, matcher: Matcher, min_share: float = 0.5
-) -> dict[int, frozenset[int]]:
+def telltale_tokens(corpus: BlockedCorpus, matcher: Matcher, min_share: float = 0.5) -> dict[int, frozenset[int]]:
     """Per anchor, the token ids that give it away: first tokens of its occurrences in the target.
 
     A token that begins some anchor in less than `min_share` of its own occurrences (the " T" of "Tip", which also
@@ -90,8 +88,7 @@ def telltale_tokens(
                 first.setdefault(match.anchor, Counter())[identity] += 1
     total = Counter(corpus.ids.tolist())
     return {
-        anchor: frozenset(t for t in counts if begins[t] >= min_share * total[t])
-        for anchor, counts in first.items()
+        anchor: frozenset(t for t in counts if begins[t] >= min_share * total[t]) for anchor, counts in first.items()
     }
 
 
@@ -180,9 +177,7 @@ def _seen_counterparts(
     return start
 
 
-def _unseen_anchors(
-    first_at: Mapping[int, int], telltale: Mapping[int, frozenset[int]], n: int
-) -> dict[int, int]:
+def _unseen_anchors(first_at: Mapping[int, int], telltale: Mapping[int, frozenset[int]], n: int) -> dict[int, int]:
     """Telltale token id -> position at which an anchor it begins has occurred (n: never in this block)."""
     until: dict[int, int] = {}
     for anchor, tokens in telltale.items():

@@ -21,9 +21,7 @@ REASONS = {
 PASSAGES, TOKENS = 6, 120
 
 
-def preview_rows(
-    corpus: BlockedCorpus, labels: LabelShards, block: int, tokenizer: Any
-) -> list[dict[str, Any]]:
+def preview_rows(corpus: BlockedCorpus, labels: LabelShards, block: int, tokenizer: Any) -> list[dict[str, Any]]:
     """Rows of one block, one per token after the first: `token`, `label`, `probability`, `mask`, `anchor`.
 
     Token j stands beside the label of position j - 1, which predicts it.
@@ -37,9 +35,7 @@ def preview_rows(
             {
                 "token": tokenizer.decode([int(ids[j])]),
                 "label": tokenizer.decode([int(entry.ids[j - 1, 0])]) if labelled else None,
-                "probability": round(float(np.exp(np.float32(entry.log_probs[j - 1, 0]))), 4)
-                if labelled
-                else None,
+                "probability": round(float(np.exp(np.float32(entry.log_probs[j - 1, 0]))), 4) if labelled else None,
                 "mask": None if labelled else REASONS[status],
                 "anchor": int(entry.role[j - 1]) != Role.OTHER,
             }

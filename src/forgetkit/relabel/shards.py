@@ -46,9 +46,7 @@ def id_type(vocab_size: int) -> type[np.uint16] | type[np.int32]:
     return np.uint16 if vocab_size <= np.iinfo(np.uint16).max + 1 else np.int32
 
 
-def write_shard(
-    folder: Path, first_block: int, blocks: Sequence[BlockLabels], metadata: dict[str, Any]
-) -> Path:
+def write_shard(folder: Path, first_block: int, blocks: Sequence[BlockLabels], metadata: dict[str, Any]) -> Path:
     """Write consecutive blocks as one shard; `metadata` (provenance) goes into the file's header."""
     path = folder / f"labels-{first_block:07d}.safetensors"
     lengths = np.array([len(b.status) for b in blocks], np.int64)

@@ -118,16 +118,12 @@ def _yaml(path: Path) -> object:
     except FileNotFoundError:
         return None
     except (yaml.YAMLError, ValueError, OSError) as error:
-        raise ForgetkitError(
-            f"cannot be read as YAML ({type(error).__name__})", str(path), "mend the file"
-        ) from error
+        raise ForgetkitError(f"cannot be read as YAML ({type(error).__name__})", str(path), "mend the file") from error
 
 
 def _document(item: Mapping[str, Any], index: int, hide: bool) -> dict[str, str]:
     tokens = results.integer(item.get("tokens"))
-    name = (
-        f"document {index + 1}" if hide else _basename(str(item.get("name") or item.get("id") or index + 1))
-    )
+    name = f"document {index + 1}" if hide else _basename(str(item.get("name") or item.get("id") or index + 1))
     return {
         "name": name,
         "tokens": "" if tokens is None else f"{tokens:,}",
@@ -149,11 +145,7 @@ def _preview(path: Path) -> tuple[PreviewBlock, ...]:
 
 def _anchors(path: Path, hide: bool) -> tuple[Anchor, ...]:
     data = _yaml(path)
-    entries = (
-        results.items(results.mapping(data).get("anchors"))
-        if isinstance(data, Mapping)
-        else results.items(data)
-    )
+    entries = results.items(results.mapping(data).get("anchors")) if isinstance(data, Mapping) else results.items(data)
     out = []
     for entry in map(results.mapping, entries):
         if not isinstance(entry.get("term"), str) or entry.get("keep") is False:
@@ -194,9 +186,7 @@ def _record(
 ) -> tuple[tuple[str, tuple[tuple[str, str], ...]], ...]:
     """Sections (name, key-value pairs) of what was done: models, settings, versions."""
     versions = {
-        name: version
-        for stage in _STAGES
-        for name, version in _flat(_manifest(run, stage).get("versions"), hide)
+        name: version for stage in _STAGES for name, version in _flat(_manifest(run, stage).get("versions"), hide)
     }
     return (
         ("Models", tuple(_flat(results.models(measured), hide))),

@@ -114,10 +114,7 @@ def _pictures(shown: Sequence[Measure], verdict: Verdict) -> dict[str, Any]:
         beside = plots.beside_the_paper(forget[0].steps, forget[0].label)
     stepped = [m for m in shown if len(m.steps) > 1]
     steps = sorted({s for m in stepped for s, _ in m.steps})
-    table = [
-        (m.label, [number(v) if (v := dict(m.steps).get(s)) is not None else "" for s in steps])
-        for m in stepped
-    ]
+    table = [(m.label, [number(v) if (v := dict(m.steps).get(s)) is not None else "" for s in steps]) for m in stepped]
     contents = [("numbers", "The numbers")]
     contents += [("steps", "Along the fine-tune")] if stepped else []
     contents += [("labels", "Labels"), ("completions", "Side by side"), ("anchors", "Anchors")]
@@ -134,11 +131,7 @@ def _pictures(shown: Sequence[Measure], verdict: Verdict) -> dict[str, Any]:
 def _health(data: Collected) -> dict[str, Any] | None:
     if not data.health:
         return None
-    columns = [
-        name
-        for name in ("baseline", "unlearned", "reference")
-        if any(name in v for v in data.health.values())
-    ]
+    columns = [name for name in ("baseline", "unlearned", "reference") if any(name in v for v in data.health.values())]
     return {
         "columns": ["never read" if c == "reference" else c for c in columns],
         "rows": [(name, [number(values.get(c)) for c in columns]) for name, values in data.health.items()],
@@ -217,10 +210,7 @@ def facts(data: Collected) -> dict[str, Any]:
 
 
 def _measure_facts(measure: Measure) -> dict[str, Any]:
-    own = {
-        k: getattr(measure, k)
-        for k in ("key", "label", "group", "unit", "n", "baseline", "unlearned", "reference")
-    }
+    own = {k: getattr(measure, k) for k in ("key", "label", "group", "unit", "n", "baseline", "unlearned", "reference")}
     return own | {
         "way": measure.way,
         "way_interval": measure.interval if measure.way is not None else None,

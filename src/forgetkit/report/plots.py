@@ -57,9 +57,7 @@ def _svg(figure: Figure, name: str, title: str) -> Markup:
     """The figure as a bare ``<svg>`` element for inlining, with ids of its own and the page's colours and
     font."""
     buffer = io.StringIO()
-    FigureCanvasSVG(figure).print_svg(
-        buffer, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
-    )
+    FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.S)
@@ -117,9 +115,7 @@ def forgetting_against_utility(measure: Measure, kept: Measure) -> Markup | None
         if measure.reference is not None and with_reference:
             known = kept.reference is not None
             spot = point(measure.reference, kept.reference if kept.reference is not None else origin)
-            _dot(
-                axes, spot, "never read it" if known else "never read it (cost not known)", INK, filled=False
-            )
+            _dot(axes, spot, "never read it" if known else "never read it (cost not known)", INK, filled=False)
             drawn.append(spot)
         low, high = min(y for _, y in drawn), max(y for _, y in drawn)
         margin = max(0.25 * (high - low), 0.4)
@@ -127,16 +123,12 @@ def forgetting_against_utility(measure: Measure, kept: Measure) -> Markup | None
         axes.margins(x=0.14)
         if not with_reference:
             axes.invert_xaxis()
-        axes.set_xlabel(
-            "forgetting: % of the way to never read →" if with_reference else f"{measure.label} (lower →)"
-        )
+        axes.set_xlabel("forgetting: % of the way to never read →" if with_reference else f"{measure.label} (lower →)")
         axes.set_ylabel(f"{kept.label}\nchange in %, up = worse")
         return _svg(figure, "trade", "Forgetting against cost, from the baseline to the unlearned model")
 
 
-def _dot(
-    axes: Any, spot: tuple[float, float], label: str, colour: str, *, filled: bool, align: str = "center"
-) -> None:
+def _dot(axes: Any, spot: tuple[float, float], label: str, colour: str, *, filled: bool, align: str = "center") -> None:
     face = colour if filled else PAPER
     axes.plot(
         *spot,
@@ -220,6 +212,4 @@ def beside_the_paper(steps: Sequence[tuple[int, float]], label: str) -> Markup |
         axes.set_ylabel("% of the baseline's\nfamiliarity left")
         axes.set_ylim(bottom=0)
         axes.legend(loc="upper right", fontsize=10.5)
-        return _svg(
-            figure, "paper", "Familiarity left over the fine-tune: this run and the paper's Llama-2-7b-chat"
-        )
+        return _svg(figure, "paper", "Familiarity left over the fine-tune: this run and the paper's Llama-2-7b-chat")

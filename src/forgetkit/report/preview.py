@@ -80,13 +80,9 @@ def read_blocks(data: object) -> tuple[PreviewBlock, ...]:
     for item in data:
         if not isinstance(item, Mapping) or not isinstance(item.get("rows"), list):
             continue
-        rows = tuple(
-            _row(r) for r in item["rows"] if isinstance(r, Mapping) and isinstance(r.get("token"), str)
-        )
+        rows = tuple(_row(r) for r in item["rows"] if isinstance(r, Mapping) and isinstance(r.get("token"), str))
         index = item.get("block")
-        blocks.append(
-            PreviewBlock(clean(str(item.get("document", ""))), index if isinstance(index, int) else 0, rows)
-        )
+        blocks.append(PreviewBlock(clean(str(item.get("document", ""))), index if isinstance(index, int) else 0, rows))
     return tuple(blocks)
 
 
@@ -128,9 +124,7 @@ def terminal(blocks: Sequence[PreviewBlock], width: int = 100) -> Text:
                 top, below, used = Text(), Text(), 0
             style = ("underline " if row.anchor else "") + ("dim" if row.mask else "")
             top.append(token, style=style.strip()).append(" " * (size - cell_len(token)))
-            below.append(label, style="bold cyan" if row.changed else "dim").append(
-                " " * (size - cell_len(label))
-            )
+            below.append(label, style="bold cyan" if row.changed else "dim").append(" " * (size - cell_len(label)))
             used += size
         out.append_text(top).append("\n").append_text(below).append("\n\n")
     return out
@@ -150,9 +144,7 @@ def fragment(blocks: Sequence[PreviewBlock]) -> Markup:
     for block in blocks:
         cells = "".join(_unit(row) for row in block.rows)
         head = f"{escape(block.document or 'document')}, block {block.block}"
-        out.append(
-            f'<figure class="gloss"><figcaption>{head}</figcaption><div class="units">{cells}</div></figure>'
-        )
+        out.append(f'<figure class="gloss"><figcaption>{head}</figcaption><div class="units">{cells}</div></figure>')
     return Markup("\n").join(Markup(part) for part in out)
 
 

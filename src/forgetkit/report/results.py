@@ -151,9 +151,7 @@ def health(results: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
     """Check -> role -> number, of the checks that were made on any model."""
     out: dict[str, dict[str, float | None]] = {}
     for role in ROLES:
-        numbers = mapping(
-            mapping(mapping(mapping(results.get("models")).get(role)).get("health")).get("numbers")
-        )
+        numbers = mapping(mapping(mapping(mapping(results.get("models")).get(role)).get("health")).get("numbers"))
         rows: list[tuple[str, object]] = [
             ("weights that are not finite", numbers.get("nonfinite_weights")),
             ("predictions that are not finite", numbers.get("nonfinite_logits")),
@@ -184,9 +182,7 @@ def probes(details: Mapping[str, Any]) -> tuple[Probe, ...]:
                     sums[term][role].append(number)
     counts = {term: terms.count(term) for term in sums}
     return tuple(
-        Probe(
-            clean(term), counts[term], **{role: sum(v) / len(v) if v else None for role, v in by_role.items()}
-        )
+        Probe(clean(term), counts[term], **{role: sum(v) / len(v) if v else None for role, v in by_role.items()})
         for term, by_role in sums.items()
     )
 
@@ -228,9 +224,7 @@ def models(results: Mapping[str, Any]) -> dict[str, Any]:
     for role in ROLES:
         model = mapping(mapping(results.get("models")).get(role))
         if model:
-            out[ROLES[role]] = {
-                k: model[k] for k in ("name", "parameters", "fingerprint", "seconds") if k in model
-            }
+            out[ROLES[role]] = {k: model[k] for k in ("name", "parameters", "fingerprint", "seconds") if k in model}
     if out and "model_settings" in results:
         out["loaded with"] = results["model_settings"]
     return out

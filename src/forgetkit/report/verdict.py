@@ -214,9 +214,7 @@ def _sentences(evidence: Evidence, forget: Sequence[Measure]) -> tuple[str, ...]
         )
     out += _costs(evidence)
     if evidence.healthy:
-        out.append(
-            "The health check passed: all values are finite, and the model did not fall into repetition."
-        )
+        out.append("The health check passed: all values are finite, and the model did not fall into repetition.")
     if not evidence.audited:
         out.append(
             "No attack was tried. Methods of this kind are known to give much back after a short fine-tune "
@@ -269,13 +267,9 @@ def _costs(evidence: Evidence) -> tuple[str, ...]:
             continue
         word = "worse" if cost > 0 else "better"
         size = f"{abs(cost) * 100:.1f}%"
-        parts.append(
-            f"{measure.label} unchanged to 0.1%" if size == "0.0%" else f"{measure.label} {size} {word}"
-        )
+        parts.append(f"{measure.label} unchanged to 0.1%" if size == "0.0%" else f"{measure.label} {size} {word}")
     known = [c for m in kept if (c := m.cost) is not None]
-    lead = (
-        "The cost is small" if known and len(known) == len(kept) and max(known) <= SMALL_COST else "The cost"
-    )
+    lead = "The cost is small" if known and len(known) == len(kept) and max(known) <= SMALL_COST else "The cost"
     return (f"{lead}: {'; '.join(parts)}.",)
 
 

@@ -124,9 +124,7 @@ class Walk:
 
     def __init__(self, text: str, matches: list[Match], start: int, end: int) -> None:
         self.partner: dict[int, int] = {}
-        self.anchors: list[
-            tuple[int, int, int, int]
-        ] = []  # anchor, first byte, byte after, first byte translated
+        self.anchors: list[tuple[int, int, int, int]] = []  # anchor, first byte, byte after, first byte translated
         starts = {c: match for match in matches for c in range(match.start, match.end)}
         source, self.text, c = len(text[:start].encode()), "", start
         while c < end:
@@ -148,9 +146,7 @@ class Walk:
                 c += 1
 
 
-def check(
-    shape: str, text: str, dictionary: Dictionary, first: int, last: int
-) -> tuple[Alignment, np.ndarray, str]:
+def check(shape: str, text: str, dictionary: Dictionary, first: int, last: int) -> tuple[Alignment, np.ndarray, str]:
     """Align tokens [first, last) of a text and hold the result against the walk."""
     tok = tokenizer(shape)
     offsets, ids = encode(tok, text)
@@ -209,9 +205,7 @@ MAPS = st.dictionaries(st.sampled_from(TERMS), st.sampled_from(COUNTERPARTS), mi
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@settings(
-    max_examples=2500, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
-)
+@settings(max_examples=2500, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 @given(text=TEXTS, names=MAPS, first=st.integers(0, 12), length=st.integers(8, 60))
 def test_t10_mapped_pairs_end_at_corresponding_characters(
     shape: str, text: str, names: dict[str, str], first: int, length: int
@@ -268,9 +262,11 @@ def test_token_that_swallows_an_anchor_and_more_is_defined_only_at_a_common_end(
     translation = translate("aXYbc", matches)
     assert translation.text == "aQRSbc"
     swallowed = [(0, 2), (2, 4), (4, 5)]
-    assert align(
-        swallowed, [1, 2, 3], translation, 0, [(0, 4), (4, 5), (5, 6)], [7, 8, 3]
-    ).mapped.tolist() == [-1, 1, 2]
+    assert align(swallowed, [1, 2, 3], translation, 0, [(0, 4), (4, 5), (5, 6)], [7, 8, 3]).mapped.tolist() == [
+        -1,
+        1,
+        2,
+    ]
     assert align(swallowed, [1, 2, 3], translation, 0, [(0, 4), (4, 6)], [7, 8]).mapped.tolist() == [
         -1,
         -1,
@@ -333,9 +329,7 @@ def test_anchor_cut_by_both_edges_of_the_window() -> None:
     assert translation.text == "Copper Miller met Copper Miller"
     assert (translation.cut_start, translation.cut_end) == (True, True)
     spans = [(4, 7), (7, 11), (11, 15), (15, 19)]
-    got = align(
-        spans, [1, 2, 3, 4], translation, 4, [(0, 6), (6, 13), (13, 17), (17, 24), (24, 31)], [5, 6, 3, 7, 8]
-    )
+    got = align(spans, [1, 2, 3, 4], translation, 4, [(0, 6), (6, 13), (13, 17), (17, 24), (24, 31)], [5, 6, 3, 7, 8])
     assert got.mapped.tolist() == [-1, 1, 2, -1], "the end of the window is not the end of the anchor"
     assert got.begins.tolist() == [1, -1, -1, 1]
     assert got.inside.tolist() == [True, True, False, False]

@@ -62,9 +62,7 @@ def test_empty_dictionaries(tmp_path: Path) -> None:
 
 
 def test_a_person_needs_only_term_and_counterpart(tmp_path: Path) -> None:
-    path = write(
-        tmp_path, "- term: No\n  counterpart: 1900\n- {term: ' Oz ', counterpart: Ash, kind: place}\n"
-    )
+    path = write(tmp_path, "- term: No\n  counterpart: 1900\n- {term: ' Oz ', counterpart: Ash, kind: place}\n")
     assert Dictionary.load(path).anchors == (anchor("No", "1900"), anchor("Oz", "Ash", kind="place"))
     assert Dictionary.load(path).anchors[0].source == "person"
 
@@ -135,9 +133,7 @@ def test_anchor_refuses_what_is_no_anchor() -> None:
 def test_a_persons_edits_win_over_a_rebuild() -> None:
     stats = {"source": "statistics"}
     before = Dictionary(
-        tuple(
-            anchor(t, "old", count=1, **stats) for t in ("changed", "same", "off", "removed", "gone", "mine")
-        )
+        tuple(anchor(t, "old", count=1, **stats) for t in ("changed", "same", "off", "removed", "gone", "mine"))
     )
     edited = Dictionary(
         (

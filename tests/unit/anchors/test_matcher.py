@@ -72,9 +72,7 @@ def test_forms(text: str, wanted: str) -> None:
 
 
 def test_spans_and_indices_refer_to_kept_anchors() -> None:
-    dictionary = Dictionary(
-        (Anchor(term="Oz", counterpart="Ash", keep=False), Anchor(term="Em", counterpart="Al"))
-    )
+    dictionary = Dictionary((Anchor(term="Oz", counterpart="Ash", keep=False), Anchor(term="Em", counterpart="Al")))
     assert Matcher(dictionary).find("😀 Em's Oz") == [(2, 4, 0, "Al")]
 
 
@@ -87,17 +85,11 @@ def test_exact_term_wins_over_the_plural_of_another() -> None:
 
 
 def test_plural_of_a_two_letter_term_is_not_another_word() -> None:
-    assert (
-        swap("Hi, is it His?", Dictionary((Anchor(term="Hi", counterpart="Bo", kind="man"),)))
-        == "Bo, is it His?"
-    )
+    assert swap("Hi, is it His?", Dictionary((Anchor(term="Hi", counterpart="Bo", kind="man"),))) == "Bo, is it His?"
 
 
 def test_plural_counterpart_is_not_pluralised_again() -> None:
-    assert (
-        swap("the Bands", Dictionary((Anchor(term="Band", counterpart="friends", kind="other"),)))
-        == "the friends"
-    )
+    assert swap("the Bands", Dictionary((Anchor(term="Band", counterpart="friends", kind="other"),))) == "the friends"
 
 
 def test_article_is_left_as_printed() -> None:
@@ -112,9 +104,7 @@ def test_agrees_with_a_slow_search_on_every_position() -> None:
     """Leftmost, longest, whole words, disjoint: by trying every pattern at every position."""
     text = "Tin Woodman Tin Tin Woodmanly, Oz Wizard of Oz of Oz Wizard of Ozma DorothyDorothy Dorothy " * 5
     names = {
-        a.term: k
-        for k, a in enumerate(OZ.kept)
-        if a.term in ("Tin", "Tin Woodman", "Oz", "Wizard of Oz", "Dorothy")
+        a.term: k for k, a in enumerate(OZ.kept) if a.term in ("Tin", "Tin Woodman", "Oz", "Wizard of Oz", "Dorothy")
     }
     slow, at = [], 0
     while at < len(text):
@@ -160,6 +150,4 @@ def test_plural_of_a_name_keeps_its_y() -> None:
 
 def test_vowel_sound() -> None:
     assert all(map(vowel_sound, ("Ozma", "apple", "hour", "uncle", "Émile", "uninvited", "umbrella")))
-    assert not any(
-        map(vowel_sound, ("unicorn", "useful", "one man", "house", "Glinda", "Europe", "university"))
-    )
+    assert not any(map(vowel_sound, ("unicorn", "useful", "one man", "house", "Glinda", "Europe", "university")))

@@ -4,9 +4,7 @@ from forgetkit.anchors.dictionary import Anchor, Dictionary
 from forgetkit.anchors.translate import Match, Matcher, translate
 from tests.toys import TEXT
 
-TWO = Dictionary(
-    (Anchor(term="Oz", counterpart="the hills"), Anchor(term="Tin Woodman", counterpart="Miller"))
-)
+TWO = Dictionary((Anchor(term="Oz", counterpart="the hills"), Anchor(term="Tin Woodman", counterpart="Miller")))
 
 
 def test_segments_tile_both_texts() -> None:

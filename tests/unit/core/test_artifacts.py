@@ -40,9 +40,7 @@ def hidden(run: Path) -> list[str]:
 
 
 def test_commit_writes_a_manifest_that_verifies(tmp_path: Path) -> None:
-    make(
-        tmp_path, NEW, seed=3, threads=2, device="cpu", settings={"alpha": 1.5}, versions={"a": "1"}, note="n"
-    )
+    make(tmp_path, NEW, seed=3, threads=2, device="cpu", settings={"alpha": 1.5}, versions={"a": "1"}, note="n")
     folder = find_complete(tmp_path, "4-labels", NEW)
     assert folder == tmp_path / "4-labels"
     manifest = verify(folder)
@@ -73,9 +71,7 @@ def test_exception_in_the_block_leaves_the_old_artifact(tmp_path: Path, error: B
 class Counter:
     """Stands before os.rename and os.fsync; acts on the n-th call to either."""
 
-    def __init__(
-        self, monkeypatch: pytest.MonkeyPatch, act: Callable[[], None], at: int, after: bool
-    ) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, act: Callable[[], None], at: int, after: bool) -> None:
         self.calls = 0
         for name in ("rename", "fsync"):
             real = getattr(os, name)
@@ -105,9 +101,7 @@ def operations(tmp_path: Path, replace: bool) -> int:
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EROFS])
 def test_disk_error_at_every_operation(tmp_path: Path, replace: bool, number: int) -> None:
     total = operations(tmp_path, replace)
-    assert (
-        total >= 7
-    )  # two files, manifest, two folders, rename, parent: the counter really sees the protocol
+    assert total >= 7  # two files, manifest, two folders, rename, parent: the counter really sees the protocol
 
     def act() -> None:
         raise OSError(number, os.strerror(number))

@@ -59,9 +59,7 @@ def test_dump_reads_back_unchanged(tmp_path: Path, preset: str) -> None:
     st.text(st.characters(exclude_categories=["Cs"])),
     st.floats(min_value=0, exclude_min=True, allow_infinity=False),
 )
-def test_dump_reads_back_any_text_and_number(
-    tmp_path_factory: pytest.TempPathFactory, title: str, rate: float
-) -> None:
+def test_dump_reads_back_any_text_and_number(tmp_path_factory: pytest.TempPathFactory, title: str, rate: float) -> None:
     settings = Settings(report=ReportSettings(title=title), finetune=FinetuneSettings(learning_rate=rate))
     path = tmp_path_factory.mktemp("dump") / "file.yaml"
     path.write_text(dump_settings(settings), encoding="utf-8", newline="")

@@ -54,9 +54,7 @@ def _train(
     **more: Any,
 ) -> TrainResult:
     arguments = {"collate": _collate, "loss": lm_loss, "seed": 3, "label": "test", **more}
-    return train(
-        model, blocks, arguments.pop("collate"), arguments.pop("loss"), settings, folder, **arguments
-    )
+    return train(model, blocks, arguments.pop("collate"), arguments.pop("loss"), settings, folder, **arguments)
 
 
 def _weights(model: torch.nn.Module) -> list[torch.Tensor]:
@@ -64,9 +62,7 @@ def _weights(model: torch.nn.Module) -> list[torch.Tensor]:
 
 
 def _same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
-    return len(a) == len(b) and all(
-        x.dtype == y.dtype and torch.equal(x, y) for x, y in zip(a, b, strict=True)
-    )
+    return len(a) == len(b) and all(x.dtype == y.dtype and torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 def _gpt2(dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -90,13 +86,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[torch.dtype, l
 def test_accumulation_equals_one_big_batch(tmp_path: Path) -> None:
     blocks = [np.arange(1, n, dtype=np.int32) for n in (40, 35, 4, 5)]  # a mean of means would differ much
     one, two = toys.model("llama"), toys.model("llama")
-    settings = TrainSettings(
-        learning_rate=1e-3, warmup_steps=0, batch_blocks=4, schedule="constant", clip_norm=0.5
-    )
+    settings = TrainSettings(learning_rate=1e-3, warmup_steps=0, batch_blocks=4, schedule="constant", clip_norm=0.5)
     big = _train(tmp_path / "a", one, settings, blocks)
-    small = _train(
-        tmp_path / "b", two, settings.model_copy(update={"batch_blocks": 2, "accumulation": 2}), blocks
-    )
+    small = _train(tmp_path / "b", two, settings.model_copy(update={"batch_blocks": 2, "accumulation": 2}), blocks)
     plain = toys.model("llama")
     loss = lm_loss(plain, _collate(blocks))
     (loss.total / loss.count).backward()
@@ -190,9 +182,7 @@ def test_tied_weights_stay_tied_and_no_steps_is_no_change(tmp_path: Path) -> Non
     result = _train(tmp_path / "none", model, blocks=[])
     assert (result.steps, result.log) == (0, [])
     assert _same(_weights(model), before)
-    _train(
-        tmp_path / "run", model, blocks=BLOCKS[:4], settings=SETTINGS.model_copy(update={"warmup_steps": 0})
-    )
+    _train(tmp_path / "run", model, blocks=BLOCKS[:4], settings=SETTINGS.model_copy(update={"warmup_steps": 0}))
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert not model.training
     assert not _same(_weights(model), before)
@@ -369,9 +359,7 @@ def test_lora_continues_exactly(tmp_path: Path) -> None:
     assert not _same(_weights(one), _weights(adapted().float()))
 
 
-def test_snapshots_do_not_disturb_the_run(
-    tmp_path: Path, undisturbed: dict[torch.dtype, list[torch.Tensor]]
-) -> None:
+def test_snapshots_do_not_disturb_the_run(tmp_path: Path, undisturbed: dict[torch.dtype, list[torch.Tensor]]) -> None:
     steps: list[int] = []
 
     def snapshot(step: int, model: PreTrainedModel) -> None:

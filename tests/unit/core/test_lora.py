@@ -82,11 +82,7 @@ def test_a_copy_can_be_merged_while_training_goes_on() -> None:
 
 def test_start_depends_on_the_seed_alone() -> None:
     def start(seed: int) -> list[torch.Tensor]:
-        return [
-            p
-            for n, p in attach(toys.model(), SETTINGS, "student", seed=seed).named_parameters()
-            if "lora_A" in n
-        ]
+        return [p for n, p in attach(toys.model(), SETTINGS, "student", seed=seed).named_parameters() if "lora_A" in n]
 
     torch.manual_seed(5)
     state = torch.get_rng_state()

@@ -57,9 +57,7 @@ def edit(path: Path, **changes: object) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_round_trip(tmp_path: Path, family: str, dtype: torch.dtype) -> None:
     source, out = build(tmp_path / "in", family), tmp_path / "out"
-    (source / "tokenizer_config.json").write_text(
-        (source / "tokenizer_config.json").read_text().replace("\n", "  \n")
-    )
+    (source / "tokenizer_config.json").write_text((source / "tokenizer_config.json").read_text().replace("\n", "  \n"))
     (source / "LICENSE").write_text("terms")
     model = load_model(source, CPU)
     assert not model.training and model.config.use_cache is False and model.dtype == torch.float32

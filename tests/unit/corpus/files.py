@@ -16,9 +16,7 @@ CONTAINER = (
 )
 
 
-def epub(
-    chapters: Mapping[str, str], *, title: str = "A Book", extra: Mapping[str, bytes] | None = None
-) -> bytes:
+def epub(chapters: Mapping[str, str], *, title: str = "A Book", extra: Mapping[str, bytes] | None = None) -> bytes:
     """An EPUB whose spine has `chapters` (file name -> body) in that order, stored in reverse."""
     items = "".join(
         f'<item id="c{i}" href="{name.replace(" ", "%20")}" media-type="application/xhtml+xml"/>'

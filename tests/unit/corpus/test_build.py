@@ -38,15 +38,11 @@ def test_build_writes_what_load_reads(texts, tmp_path):
     corpus, kept = load(out)
     assert kept is not None
     assert [d.id for d in corpus.documents] == ["target/a.txt#0", "target/c.txt#0"]
-    assert (
-        summary["target"]["tokens"] == corpus.n_tokens == sum(d["tokens"] for d in summary["target"]["list"])
-    )
+    assert summary["target"]["tokens"] == corpus.n_tokens == sum(d["tokens"] for d in summary["target"]["list"])
     assert summary["target"]["blocks"] == len(corpus)
     assert summary["target"]["encodings"] == {"cp1252": 1, "utf-8": 1}
     assert summary["retain"]["blocks"] == len(kept)
-    assert summary["duplicates"]["target"]["exact"] == [
-        {"document": "target/b.txt#0", "same_as": "target/a.txt#0"}
-    ]
+    assert summary["duplicates"]["target"]["exact"] == [{"document": "target/b.txt#0", "same_as": "target/a.txt#0"}]
     assert any("note.bin" in w for w in summary["warnings"])
     assert any("cp1252" in w for w in summary["warnings"])
 

@@ -13,10 +13,7 @@ from tests.toys import TEXT
 NASTY = st.text(
     st.one_of(
         st.sampled_from(
-            list(
-                "\r\n\t \x1b[]31m;\x07\x9b\x00"
-                "\u00ad\u200b\u200d\u200c\u202e\ufeff\u2028\u2029\u2126e\u0301ﬁ-*A☃"
-            )
+            list("\r\n\t \x1b[]31m;\x07\x9b\x00\u00ad\u200b\u200d\u200c\u202e\ufeff\u2028\u2029\u2126e\u0301ﬁ-*A☃")
         ),
         st.characters(),
     ),
@@ -35,9 +32,7 @@ def test_cleaning_never_raises_is_idempotent_and_leaves_only_plain_characters(te
     once.encode("utf-8")
 
 
-WRAPPED_WORDS = st.lists(
-    st.sampled_from(["a", "the", "prairies", "Woodman", "well-known", "1900.", "--", "*", "#"])
-)
+WRAPPED_WORDS = st.lists(st.sampled_from(["a", "the", "prairies", "Woodman", "well-known", "1900.", "--", "*", "#"]))
 
 
 @settings(max_examples=150, deadline=None)
@@ -76,8 +71,7 @@ def test_ligatures_are_split_in_pdf_only():
 def test_pdf_hyphenation_is_rejoined_and_a_known_compound_keeps_its_hyphen():
     text = "The prai-\nries were grey. A well-known man and a well-\nknown dog."
     assert (
-        clean(text, kind="pdf").replace("\n", " ")
-        == "The prairies were grey. A well-known man and a well-known dog."
+        clean(text, kind="pdf").replace("\n", " ") == "The prairies were grey. A well-known man and a well-known dog."
     )
     assert "prai-" in clean(text, kind="plain")
 

@@ -53,9 +53,7 @@ def test_near_pairs_finds_pairs_also_among_many_texts_that_share_a_notice():
 
 def test_paragraph_share_counts_real_paragraphs_only():
     long = "The Tin Woodman said that he would take the heart."
-    target = [
-        document(f'{long}\n\n"Yes," he said.\n\nAnother paragraph that nobody else has in any book at all.')
-    ]
+    target = [document(f'{long}\n\n"Yes," he said.\n\nAnother paragraph that nobody else has in any book at all.')]
     retain = [document(f'"Yes," he said.\n\n{long.upper()}\n')]
     assert paragraph_share(target, retain) == 0.5
     assert paragraph_share([document("Yes.")], retain) == 0

@@ -32,8 +32,7 @@ def refused(path, *parts):
 
 def test_epub_is_read_in_spine_order_without_markup(tmp_path):
     chapters = {
-        "two words.xhtml": "<h1>Chapter 1</h1><p>It was\n a dark&#173; <i>night</i>.</p>"
-        "<script>no()</script>",
+        "two words.xhtml": "<h1>Chapter 1</h1><p>It was\n a dark&#173; <i>night</i>.</p><script>no()</script>",
         "b.xhtml": "<div><p>Second<br/>line &amp; more</p></div><pre>  a\n   b</pre>",
     }
     (tmp_path / "x.epub").write_bytes(files.epub(chapters, title="The Book"))
@@ -191,9 +190,7 @@ def test_user_mistakes_are_one_line_with_a_remedy(tmp_path):
     refused(tmp_path / "x.docx", "x.docx", "Word")
 
 
-@pytest.mark.skipif(
-    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="the administrator may read everything"
-)
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="the administrator may read everything")
 def test_unreadable_file(tmp_path):
     (tmp_path / "x.txt").write_text("x")
     (tmp_path / "x.txt").chmod(0)

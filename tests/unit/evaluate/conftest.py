@@ -32,9 +32,7 @@ def corpus(*texts: str, block_tokens: int = 32, shape: str = "bytelevel") -> Blo
 
 def dictionary(*terms: str) -> Dictionary:
     return Dictionary(
-        anchors=tuple(
-            Anchor(term=term, kind="person", counterpart=f"Name{i}") for i, term in enumerate(terms)
-        )
+        anchors=tuple(Anchor(term=term, kind="person", counterpart=f"Name{i}") for i, term in enumerate(terms))
     )
 
 

@@ -20,12 +20,7 @@ TERMS = ("Dorothy", "Tin Woodman", "Scarecrow", "Toto", "Glinda")
 
 @pytest.mark.parametrize("shape", toys.SHAPES)
 def test_places_are_cue_free_and_exact(shape: str) -> None:
-    text = (
-        STORY
-        + "Dorothy and dorothy's dog Toto met DOROTHY again, and Toto barked. "
-        + PLAIN
-        + "Then Toto slept."
-    )
+    text = STORY + "Dorothy and dorothy's dog Toto met DOROTHY again, and Toto barked. " + PLAIN + "Then Toto slept."
     blocks = corpus(text, "Toto. " + PLAIN + PLAIN + "So it was Toto!", block_tokens=16, shape=shape)
     words = dictionary(*TERMS)
     places, counts = eligible_places(blocks, words, context=20)
@@ -66,11 +61,7 @@ def test_sampling_is_capped_seeded_and_in_order() -> None:
     taken = sample_places(places, 50, seed=1, per_anchor=10)
     assert len(taken) == 30 and sum(p.anchor == 0 for p in taken) == 10
     assert taken == sorted(taken, key=lambda p: p.first)
-    assert (
-        taken
-        == sample_places(places, 50, seed=1, per_anchor=10)
-        != sample_places(places, 50, seed=2, per_anchor=10)
-    )
+    assert taken == sample_places(places, 50, seed=1, per_anchor=10) != sample_places(places, 50, seed=2, per_anchor=10)
 
 
 def test_score_by_hand() -> None:

@@ -15,9 +15,7 @@ from forgetkit.settings import EvaluateSettings, ModelSettings
 from tests import toys
 from tests.unit.evaluate.conftest import PLAIN, STORY, corpus, dictionary
 
-SETTINGS = EvaluateSettings(
-    recall_places=20, recall_context=12, loss_blocks=6, completions=3, completion_tokens=5
-)
+SETTINGS = EvaluateSettings(recall_places=20, recall_context=12, loss_blocks=6, completions=3, completion_tokens=5)
 TERMS = ("Dorothy", "Tin Woodman", "Scarecrow", "Toto", "Glinda", "Wizard", "Munchkin", "Emerald City")
 
 
@@ -76,10 +74,7 @@ def test_results_are_strict_and_complete(full: tuple[Path, dict[str, Any]]) -> N
 def test_way_follows_from_the_values(full: tuple[Path, dict[str, Any]]) -> None:
     _, results = full
     for key in ("recall.probability", "loss.heldout"):
-        o, u, r = (
-            results["models"][role]["measures"][key]["value"]
-            for role in ("baseline", "unlearned", "reference")
-        )
+        o, u, r = (results["models"][role]["measures"][key]["value"] for role in ("baseline", "unlearned", "reference"))
         way = results["way_to_reference"][key]
         assert way["value"] == pytest.approx((o - u) / (o - r))
         assert way["low"] <= way["value"] <= way["high"]
@@ -117,9 +112,7 @@ def test_a_dead_model_gets_no_forgetting_score(folders: dict[str, Path], kind: s
     assert any("withheld" in row for row in to_text(before_after_table(results))[2])
 
 
-def test_a_killed_evaluation_goes_on(
-    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_evaluation_goes_on(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     work = tmp_path / "work"
     models = {"baseline": folders["baseline"], "unlearned": folders["unlearned"]}
     loaded: list[Path] = []
@@ -138,10 +131,7 @@ def test_a_killed_evaluation_goes_on(
     monkeypatch.setattr(measure, "measure_losses", killed)
     with pytest.raises(KeyboardInterrupt):
         run(models, tmp_path / "one", work=work)
-    assert (
-        loaded == [folders["baseline"], folders["unlearned"]]
-        and not (tmp_path / "one" / "results.json").exists()
-    )
+    assert loaded == [folders["baseline"], folders["unlearned"]] and not (tmp_path / "one" / "results.json").exists()
     written = {path: path.stat().st_mtime_ns for path in work.iterdir()}
     assert written
     monkeypatch.setattr(measure, "measure_losses", real_loss)

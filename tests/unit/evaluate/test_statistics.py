@@ -43,9 +43,7 @@ def test_bootstrap_matches_a_slow_loop_and_is_seeded() -> None:
     generator = np.random.default_rng(3)
     for k, picked in enumerate(generator.integers(0, 3, (50, 3)).tolist()):
         units = [i for c in picked for i in range(4) if series.groups[i] == c]
-        slow = sum(series.values[i] * series.weights[i] for i in units) / sum(
-            series.weights[i] for i in units
-        )
+        slow = sum(series.values[i] * series.weights[i] for i in units) / sum(series.weights[i] for i in units)
         assert fast[k] == pytest.approx(slow)
 
 

@@ -96,9 +96,7 @@ def test_T5_padding_and_masked_positions_do_not_exist(family: str) -> None:
     logits = model(batch(model)["input_ids"]).logits.flatten(0, 1)[batch(model)["rows"]]
     own = F.cross_entropy(logits, torch.tensor([3, 4, 5, 6, 7]), reduction="none")
     assert float(plain.total) == pytest.approx(float((own * batch(model)["weight"]).sum()), rel=1e-4)
-    assert plain.logs["forget_loss"] == pytest.approx(
-        float((own[:3] * torch.tensor([1.0, 2, 1])).sum() / 4), rel=1e-4
-    )
+    assert plain.logs["forget_loss"] == pytest.approx(float((own[:3] * torch.tensor([1.0, 2, 1])).sum() / 4), rel=1e-4)
     assert plain.logs["retain_loss"] == pytest.approx(float(own[3:].mean()), rel=1e-4)
 
 

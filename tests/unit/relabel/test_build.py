@@ -84,9 +84,7 @@ def test_fast_labels_equal_the_slow_reference(tmp_path: Path, changes: dict[str,
                 own = torch.from_numpy(got.ids[i].astype(np.int64))
                 assert oracle[own].tolist() == pytest.approx(got.log_probs[i].tolist(), abs=4e-3)
                 assert float(oracle[own].min()) >= float(oracle.topk(16).values[-1]) - 1e-5
-                assert float(got.log_rest[i]) == pytest.approx(
-                    float(torch.log1p(-oracle[own].exp().sum())), abs=2e-2
-                )
+                assert float(got.log_rest[i]) == pytest.approx(float(torch.log1p(-oracle[own].exp().sum())), abs=2e-2)
     assert compared > 100
 
 
@@ -135,9 +133,7 @@ def test_language_modelling_retain_labels_are_the_text(tmp_path: Path) -> None:
     np.testing.assert_array_equal(retain[0].ids[:-1, 0].astype(int), text[0].ids[1:])
 
 
-def test_a_killed_labelling_keeps_its_finished_shards(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_labelling_keeps_its_finished_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from forgetkit.relabel import build
 
     monkeypatch.setattr(build, "BLOCKS_PER_SHARD", 2)

@@ -39,9 +39,7 @@ def test_log_probs_by_hand() -> None:
     lp = [math.log(x / sum(p)) for x in p]
     lq = [math.log(x / sum(q)) for x in q]
     expected = [a - 2 * max(0.0, b - a) for a, b in zip(lp, lq, strict=True)]
-    assert generic_logits(BASE, RAISED, alpha=2, space="log_probs")[0].tolist() == pytest.approx(
-        expected, abs=1e-6
-    )
+    assert generic_logits(BASE, RAISED, alpha=2, space="log_probs")[0].tolist() == pytest.approx(expected, abs=1e-6)
 
 
 def test_subtraction_restricted_to_chosen_tokens() -> None:

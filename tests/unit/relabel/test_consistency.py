@@ -93,7 +93,5 @@ def test_two_anchors_keep_their_own_occurrences() -> None:
     inside = np.zeros(5, bool)
     mapped = np.arange(5, dtype=np.int32)
     alignment = Alignment(mapped, begins, inside, begins.copy())
-    result = plan_block(
-        alignment, np.array([1, 2, 3, 2, 3], np.int32), RelabelSettings(suppress_unseen_anchors=0.0)
-    )
+    result = plan_block(alignment, np.array([1, 2, 3, 2, 3], np.int32), RelabelSettings(suppress_unseen_anchors=0.0))
     assert names(result) == ["LABEL", "LABEL", "SEEN_ANCHOR", "SEEN_ANCHOR", "NO_NEXT"]

@@ -98,8 +98,7 @@ def results(*, reference: bool = True) -> dict[str, Any]:
         "texts": {"target": {"documents": 3, "tokens": 168123, "blocks": 830}},
         "places": {"n": 300, "anchors": 61, "context_tokens": 96},
         "measures": [
-            {"key": k, "label": label, "group": g, "unit": unit, "worse": w}
-            for k, label, g, unit, w, _, _ in METRICS
+            {"key": k, "label": label, "group": g, "unit": unit, "worse": w} for k, label, g, unit, w, _, _ in METRICS
         ],
         "models": models,
         "differences": differences,
@@ -193,8 +192,7 @@ def make_run(run: Path, measured: dict[str, Any] | None = None) -> Path:
         "6-evaluation/results.json": results() if measured is None else measured,
         "6-evaluation/details.json": details(),
         **{
-            f"{s}/MANIFEST.json": manifest
-            for s in ("1-corpus", "3-anchors", "4-labels", "5-unlearned", "6-evaluation")
+            f"{s}/MANIFEST.json": manifest for s in ("1-corpus", "3-anchors", "4-labels", "5-unlearned", "6-evaluation")
         },
     }
     for name, value in files.items():
@@ -208,7 +206,5 @@ def make_run(run: Path, measured: dict[str, Any] | None = None) -> Path:
         "evaluate": {"heldout": ["/home/me/x.txt"]},
     }
     (run / "settings.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
-    (run / "5-unlearned" / "log.jsonl").write_text(
-        '{"step": 1, "loss": 3.5}\n{"step": 415, "loss": 2.9}\n{"st'
-    )
+    (run / "5-unlearned" / "log.jsonl").write_text('{"step": 1, "loss": 3.5}\n{"step": 415, "loss": 2.9}\n{"st')
     return run

@@ -46,9 +46,7 @@ def test_label_is_shown_only_where_it_differs_and_masks_are_marked() -> None:
     tree = HTMLParser(str(fragment([PreviewBlock("book", 0, rows)])))
     units = tree.css("span.u")
     assert [u.css_first(".l").text().strip() for u in units] == ["Alice", "", "–"]  # type: ignore[union-attr]
-    assert "changed" in (units[0].attributes["class"] or "") and "seen" in (
-        units[2].attributes["title"] or ""
-    )
+    assert "changed" in (units[0].attributes["class"] or "") and "seen" in (units[2].attributes["title"] or "")
     assert "Anna" not in tree.html  # type: ignore[operator]
 
 

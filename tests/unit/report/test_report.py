@@ -36,15 +36,11 @@ EVIL = (
 )
 
 
-def make(
-    tmp_path: Path, measured: dict[str, Any] | None = None, **settings: Any
-) -> tuple[str, dict[str, Any]]:
+def make(tmp_path: Path, measured: dict[str, Any] | None = None, **settings: Any) -> tuple[str, dict[str, Any]]:
     run = example.make_run(tmp_path / "run", measured)
     page = build(run, ReportSettings(**settings), run / "8-report")
     assert page == run / "8-report" / "index.html"
-    return page.read_text(encoding="utf-8"), json.loads(
-        (run / "8-report" / "report.json").read_text(encoding="utf-8")
-    )
+    return page.read_text(encoding="utf-8"), json.loads((run / "8-report" / "report.json").read_text(encoding="utf-8"))
 
 
 def text(page: str) -> str:
@@ -207,9 +203,7 @@ def test_hostile_text_everywhere_is_inert(tmp_path: Path, offset: int) -> None:
         "4-labels/MANIFEST.json",
     ):
         path = run / name
-        path.write_text(
-            json.dumps(poison(json.loads(path.read_text(encoding="utf-8")), counter)), encoding="utf-8"
-        )
+        path.write_text(json.dumps(poison(json.loads(path.read_text(encoding="utf-8")), counter)), encoding="utf-8")
     evil = poison(example.anchors(), counter)
     (run / "3-anchors" / "anchors.yaml").write_text(json.dumps({"anchors": evil}), encoding="utf-8")
     page = build(run, ReportSettings(title=EVIL[offset] + "title"), run / "r").read_text(encoding="utf-8")
