@@ -131,6 +131,8 @@ def _run_and_tell(inputs: Any, settings: Any, out: Path, as_json: bool) -> None:
         _print_json(results)
         return
     _table(results)
+    told = json.loads((out / "8-report" / "report.json").read_text())
+    typer.echo(f"\n{' '.join(told['headline'].split())}")
     typer.echo(f"model:  {out / '5-unlearned' / 'model'}")
     typer.echo(f"report: {out / '8-report' / 'index.html'}")
 
@@ -149,9 +151,9 @@ def _table(results: Any) -> None:
     from forgetkit.evaluate.compare import before_after_table, to_text
 
     _rich_table(to_text(before_after_table(results)))
-    for role, health in results.get("health", {}).items():
-        if health.get("verdict") not in (None, "healthy"):
-            typer.echo(f"{role}: {health['verdict']}: {'; '.join(health.get('reasons', []))}")
+    for role, model in results["models"].items():
+        if model["health"]["status"] == "unhealthy":
+            typer.echo(f"{role} is unhealthy: {'; '.join(model['health']['reasons'])}")
 
 
 def _rich_table(rows: list[list[str]]) -> None:
@@ -163,7 +165,10 @@ def _rich_table(rows: list[list[str]]) -> None:
         table.add_column(name, justify="left" if number == 0 else "right")
     for row in rows[1:]:
         table.add_row(*row)
-    Console(markup=False, highlight=False).print(table)
+    console = Console(markup=False, highlight=False)
+    if not console.is_terminal:
+        console.width = 140
+    console.print(table)
 
 
 @app.command()

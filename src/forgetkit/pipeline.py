@@ -26,11 +26,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from forgetkit import corpus, finetune, reinforce
+from forgetkit import __version__, corpus, finetune, reinforce
 from forgetkit.anchors.build import build_dictionary
 from forgetkit.anchors.dictionary import Dictionary, merge_edits
 from forgetkit.core import artifacts, models
-from forgetkit.core.config import dump_settings
+from forgetkit.core.config import dump_settings, settings_from
 from forgetkit.core.errors import ForgetkitError, Interrupted
 from forgetkit.core.provenance import pin_threads, seed_everything, versions
 from forgetkit.corpus.blocks import BlockedCorpus, block_documents
@@ -190,6 +190,7 @@ def fingerprint_of(stage: Stage, context: Context, parents: Mapping[str, Any]) -
         {
             "stage": stage.name,
             "schema": artifacts.SCHEMA,
+            "forgetkit": __version__,
             "seed": context.settings.seed,
             "from": dict(parents),
             "machine": machine if stage.exact else {},
@@ -489,7 +490,7 @@ def unlearn(
     Raises:
         ForgetkitError: as `run`.
     """
-    chosen = settings if isinstance(settings, Settings) else Settings.model_validate(settings or {})
+    chosen = settings if isinstance(settings, Settings) else settings_from(settings or {})
     return run(Inputs(str(model), _paths(target), _paths(retain)), chosen, Path(out))
 
 

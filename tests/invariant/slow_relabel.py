@@ -22,8 +22,8 @@ def slow_labels(
     baseline: Any,
     reinforced: Any,
     s: RelabelSettings,
-) -> list[torch.Tensor | None]:
-    """Log-probabilities [V] (fp64) of the label of every position of a block, None where there is no loss."""
+) -> list[tuple[torch.Tensor, torch.Tensor] | None]:
+    """Of every position of a block: the label's log-probabilities and the salience, both [V] fp64; None: no loss."""
     block = corpus[block_index]
     text = corpus.documents[block.document].text
     start, end = block.char_start, block.char_end
@@ -54,7 +54,7 @@ def slow_labels(
     v_original = baseline(torch.tensor([block.ids.tolist()])).logits[0].double()
     v_reinforced = reinforced(torch.tensor([block.ids.tolist()])).logits[0].double()
     telltale = _telltale(corpus, matcher)
-    result: list[torch.Tensor | None] = []
+    result: list[tuple[torch.Tensor, torch.Tensor] | None] = []
     for i in range(n):
         if i == n - 1:
             result.append(None)
@@ -82,6 +82,7 @@ def slow_labels(
                 continue
             v = v_translated[js[-1]].clone()
         r = v_reinforced[i]
+        before = torch.maximum(torch.log_softmax(v, -1), torch.log_softmax(r, -1))
         if s.space == "log_probs":
             v, r = torch.log_softmax(v, -1), torch.log_softmax(r, -1)
         for token in range(len(v)):
@@ -93,7 +94,8 @@ def slow_labels(
                 v[token] -= s.suppress_unseen_anchors
         if continues:
             v[int(block.ids[i + 1])] -= s.inner_suppression
-        result.append(torch.log_softmax(v, -1))
+        label = torch.log_softmax(v, -1)
+        result.append((label, torch.maximum(label, before)))
     return result
 
 

@@ -80,6 +80,18 @@ def load_settings(config: Path | None = None, overrides: Sequence[str] = (), pre
         _merge(merged, _mapping(_read(config), str(config)), str(config), origin)
     for item in overrides:
         _merge(merged, _override(item), "--set", origin)
+    return _validated(merged, origin)
+
+
+def settings_from(values: Mapping[str, Any]) -> Settings:
+    """Settings from nested keys, with the same checks and messages as a file. Raises ForgetkitError."""
+    merged: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+    _merge(merged, dict(values), "settings", origin)
+    return _validated(merged, origin)
+
+
+def _validated(merged: dict[str, Any], origin: Mapping[str, str]) -> Settings:
     _check_values(Settings, merged, (), origin)
     try:
         return Settings.model_validate(merged)

@@ -27,7 +27,7 @@ from forgetkit.core.heads import SplitHead
 from forgetkit.core.models import encode
 from forgetkit.core.progress import Progress
 from forgetkit.corpus.blocks import BlockedCorpus
-from forgetkit.relabel.combine import TopK, generic_logits, hard_labels, soft_labels
+from forgetkit.relabel.combine import TopK, generic_logits, hard_labels, salience, soft_labels
 from forgetkit.relabel.consistency import (
     LabelPlan,
     Role,
@@ -155,8 +155,9 @@ class Labeller:
         raised_NV = None
         if raised_BTH is not None and self.reinforced is not None:
             raised_NV = self.reinforced.logits(raised_BTH[block_N, position_N])
+        base_NV = self.baseline.logits(hidden_NH)
         v_NV = generic_logits(
-            self.baseline.logits(hidden_NH),
+            base_NV,
             raised_NV,
             alpha=self.settings.alpha,
             space=self.settings.space,
@@ -169,7 +170,9 @@ class Labeller:
                 where="labels",
                 remedy="use model.dtype=float32, or a lower reinforce.learning_rate",
             )
-        return hard_labels(v_NV) if self.settings.labels == "hard" else soft_labels(v_NV, self.settings.top_k)
+        if self.settings.labels == "hard":
+            return hard_labels(v_NV)
+        return soft_labels(v_NV, self.settings.top_k, salience(base_NV, raised_NV))
 
     def _lower(
         self,

@@ -60,12 +60,27 @@ class TopK(NamedTuple):
 MIN_REST = 1e-6
 
 
-def soft_labels(v_NV: Tensor, top_k: int) -> TopK:
-    """Normalise `v_NV` (float32 [N, V]) and keep the `top_k` largest entries plus the mass of the rest."""
+def soft_labels(v_NV: Tensor, top_k: int, salience_NV: Tensor | None = None) -> TopK:
+    """Normalise `v_NV` (float32 [N, V]) and keep `top_k` entries plus the mass of the rest.
+
+    Kept are the entries largest in `salience_NV` (default: the label itself). A token that a rule has lowered is no
+    longer probable under the label, and pooled with the rest nothing would push it down in training: salience lets it
+    be kept for what the models thought of it before (`salience`).
+    """
     log_probs_NV = torch.log_softmax(v_NV, dim=-1)
-    log_probs_NK, ids_NK = log_probs_NV.topk(min(top_k, v_NV.shape[-1]), dim=-1)
+    chosen_NV = log_probs_NV if salience_NV is None else torch.maximum(log_probs_NV, salience_NV)
+    ids_NK = chosen_NV.topk(min(top_k, v_NV.shape[-1]), dim=-1).indices
+    log_probs_NK, order_NK = log_probs_NV.gather(-1, ids_NK).sort(dim=-1, descending=True, stable=True)
     kept_N = log_probs_NK.exp().sum(dim=-1)
-    return TopK(ids_NK, log_probs_NK, torch.log1p(-kept_N.clamp(max=1 - MIN_REST)))
+    return TopK(ids_NK.gather(-1, order_NK), log_probs_NK, torch.log1p(-kept_N.clamp(max=1 - MIN_REST)))
+
+
+def salience(baseline_NV: Tensor, reinforced_NV: Tensor | None) -> Tensor:
+    """The larger of both models' log-probabilities; float32 [N, V]."""
+    b_NV = torch.log_softmax(baseline_NV.float(), dim=-1)
+    if reinforced_NV is None:
+        return b_NV
+    return torch.maximum(b_NV, torch.log_softmax(reinforced_NV.float(), dim=-1))
 
 
 def hard_labels(v_NV: Tensor) -> TopK:

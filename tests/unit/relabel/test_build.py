@@ -69,21 +69,22 @@ def test_fast_labels_equal_the_slow_reference(tmp_path: Path, changes: dict[str,
         for b in range(len(text)):
             expected = slow_labels(text, b, matcher, tokenizer, *double, settings)
             got = labels[b]
-            for i, oracle in enumerate(expected):
-                assert (got.status[i] <= Status.INNER) == (oracle is not None), (
+            for i, both in enumerate(expected):
+                assert (got.status[i] <= Status.INNER) == (both is not None), (
                     b,
                     i,
                     Status(int(got.status[i])),
                 )
-                if oracle is None:
+                if both is None:
                     continue
+                oracle, salient = both
                 compared += 1
                 if settings.labels == "hard":
                     assert oracle[int(got.ids[i, 0])] == pytest.approx(float(oracle.max()), abs=1e-5)
                     continue
                 own = torch.from_numpy(got.ids[i].astype(np.int64))
-                assert oracle[own].tolist() == pytest.approx(got.log_probs[i].tolist(), abs=4e-3)
-                assert float(oracle[own].min()) >= float(oracle.topk(16).values[-1]) - 1e-5
+                assert oracle[own].tolist() == pytest.approx(got.log_probs[i].tolist(), rel=1e-3, abs=2e-3)
+                assert float(salient[own].min()) >= float(salient.topk(16).values[-1]) - 1e-5
                 assert float(got.log_rest[i]) == pytest.approx(float(torch.log1p(-oracle[own].exp().sum())), abs=2e-2)
     assert compared > 100
 

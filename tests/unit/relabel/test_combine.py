@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from forgetkit.relabel.combine import generic_logits, hard_labels, soft_labels
+from forgetkit.relabel.combine import generic_logits, hard_labels, salience, soft_labels
 
 BASE = torch.tensor([[2.0, 1.0, 0.0]])
 RAISED = torch.tensor([[4.0, 0.5, 0.0]])
@@ -64,3 +64,14 @@ def test_hard_label_is_the_argmax_with_all_mass() -> None:
     assert label.ids_NK.tolist() == [[1]]
     assert label.log_probs_NK.tolist() == [[0.0]]
     assert label.log_rest_N.item() == -math.inf
+
+
+def test_a_lowered_token_stays_an_explicit_entry() -> None:
+    """Pooled with the rest, nothing would push it down: the fault that left a fifth of the recall in place."""
+    before = torch.tensor([[math.log(0.7), math.log(0.2), math.log(0.1)]])
+    lowered = before - torch.tensor([[6.0, 0.0, 0.0]])
+    assert 0 not in soft_labels(lowered, 2).ids_NK[0].tolist()
+    kept = soft_labels(lowered, 2, salience(before, None))
+    assert kept.ids_NK.tolist() == [[1, 0]]
+    p = lowered.exp() / lowered.exp().sum()
+    assert kept.log_probs_NK.exp()[0].tolist() == pytest.approx([float(p[0, 1]), float(p[0, 0])], rel=1e-5)
