@@ -1,6 +1,6 @@
 """Record a finished demo in the repository: docs/demo_results.json and the table between the README's markers.
 
-    make demo && .venv/bin/python benchmarks/record_demo.py runs/demo
+make demo && .venv/bin/python benchmarks/record_demo.py runs/demo
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ VARIANTS: dict[str, list[str]] = {
     "learning rate halved": ["finetune.learning_rate=5e-4"],
     "anchor weight 1": ["finetune.anchor_weight=1"],
     "one epoch": ["finetune.epochs=1"],
-    "LoRA": ["finetune.adapter=lora", "finetune.learning_rate=3e-3"],
+    "LoRA": ["finetune.adapter=lora"],
     "no retain mixing": ["finetune.retain_ratio=0"],
     "alpha 0 (dictionary alone)": ["relabel.alpha=0"],
     "alpha 5": ["relabel.alpha=5"],
@@ -75,7 +75,9 @@ def main() -> None:
 
 
 def _row(name: str, row: dict[str, Any]) -> str:
-    way = "  ".join(f"{key.split('.')[1]} {value:.0%}" if value is not None else f"{key} -" for key, value in row["way"].items())
+    way = "  ".join(
+        f"{key.split('.')[1]} {value:.0%}" if value is not None else f"{key} -" for key, value in row["way"].items()
+    )
     rise = "  ".join(f"{key.split('.')[1]} {value:+.2%}" for key, value in row["rise"].items())
     return f"{name}: way there {way} | rise {rise}"
 

@@ -87,7 +87,9 @@ def test_help_is_quick_and_complete() -> None:
     times = []
     for _ in range(5):
         began = time.perf_counter()
-        done = subprocess.run([sys.executable, "-m", "forgetkit", "--help"], capture_output=True, text=True, env=environment)
+        done = subprocess.run(
+            [sys.executable, "-m", "forgetkit", "--help"], capture_output=True, text=True, env=environment
+        )
         times.append(time.perf_counter() - began)
     assert done.returncode == 0
     for name in ("run", "demo", "inspect", "anchors", "relabel", "evaluate", "compare", "doctor"):

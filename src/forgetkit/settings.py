@@ -7,7 +7,7 @@ a stage is exactly what its class names. Unknown keys are refused with a suggest
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -62,15 +62,19 @@ class TrainSettings(Section):
 
     epochs: int = Field(2, ge=0)
     """Passes over the target."""
-    learning_rate: float = Field(3e-4, gt=0)
-    """Peak rate of AdamW."""
+    RATE_AT_10M: ClassVar[float] = 3e-4
+
+    learning_rate: float | None = Field(None, gt=0)
+    """Peak rate of AdamW. None: by the model's size, `RATE_AT_10M * (10M / parameters) ** 0.7` (3 times that for LoRA).
+
+    Measured at 10M parameters only; the exponent joins our 3e-4 there with the paper's 3e-6 at 7B."""
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     """Learning-rate schedule after warm-up."""
     warmup_steps: int = Field(10, ge=0)
     """Steps over which the rate rises linearly from zero; never more than a tenth of the run."""
-    batch_blocks: int = Field(8, ge=1)
+    batch_blocks: int = Field(4, ge=1)
     """Blocks per micro-batch."""
-    accumulation: int = Field(1, ge=1)
+    accumulation: int = Field(2, ge=1)
     """Micro-batches per optimiser step."""
     weight_decay: float = Field(0.0, ge=0)
     """Decoupled weight decay."""
@@ -148,7 +152,7 @@ class RelabelSettings(Section):
     """Rule 1: no loss where the next token begins an anchor already seen in the block."""
     penalise_seen_counterparts: float = Field(5.0, ge=0)
     """Rule 2: nats by which the first tokens of a seen anchor's counterpart are lowered later in the block; 0 = off."""
-    suppress_unseen_anchors: float = Field(4.0, ge=0)
+    suppress_unseen_anchors: float = Field(6.0, ge=0)
     """Ours, not the paper's: nats by which tokens that give an anchor away are lowered until it occurs in the block; 0 = off."""
     mask_inside_anchors: bool = False
     """Rule 3 (paper: true): no loss strictly inside an anchor. False: inner positions of unseen anchors get labels too."""
@@ -167,6 +171,8 @@ class RelabelSettings(Section):
 class FinetuneSettings(TrainSettings):
     """Component 3: fine-tune on the labels (paper: 2 epochs, rate 1e-6, 8 x 16 blocks of 512)."""
 
+    RATE_AT_10M: ClassVar[float] = 1e-3
+
     method: str = "whp"
     """The loss: a name registered in `forgetkit.methods`."""
     retain_ratio: float = Field(1.0, ge=0)
@@ -175,7 +181,7 @@ class FinetuneSettings(TrainSettings):
     """Weight of the retain loss against the forget loss."""
     snapshots: int = Field(4, ge=0)
     """Weights kept along the fine-tune, evenly spaced, for the report's curves (disk: one model each)."""
-    anchor_weight: float = Field(1.0, gt=0)
+    anchor_weight: float = Field(20.0, gt=0)
     """Weight of positions whose next token begins (or continues) an anchor, against 1 for the others."""
 
 

@@ -14,10 +14,10 @@ seed: 3
 threads: 1
 model: {dtype: float32, device: cpu}
 corpus: {block_tokens: 32}
-reinforce: {epochs: 1, learning_rate: 1.0e-3, batch_blocks: 2, checkpoint_steps: 2}
+reinforce: {epochs: 1, learning_rate: 1.0e-3, batch_blocks: 2, accumulation: 1, checkpoint_steps: 2}
 anchors: {min_count: 2, min_score: 0.0}
 relabel: {top_k: 8, batch_blocks: 4}
-finetune: {epochs: 2, learning_rate: 1.0e-3, batch_blocks: 2, snapshots: 2, checkpoint_steps: 2}
+finetune: {epochs: 2, learning_rate: 1.0e-3, batch_blocks: 2, accumulation: 1, snapshots: 2, checkpoint_steps: 2}
 evaluate: {recall_places: 20, recall_context: 8, loss_blocks: 4, completions: 2, completion_tokens: 5}
 """
 RETAIN = (

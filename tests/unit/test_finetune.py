@@ -49,7 +49,14 @@ def text_as_labels(folder: Path, text: BlockedCorpus) -> LabelShards:
 
 
 def settings(**changes: Any) -> FinetuneSettings:
-    values = {"epochs": 2, "learning_rate": 1e-3, "batch_blocks": 4, "snapshots": 0, "retain_ratio": 0.0}
+    values = {
+        "epochs": 2,
+        "learning_rate": 1e-3,
+        "batch_blocks": 4,
+        "accumulation": 1,
+        "snapshots": 0,
+        "retain_ratio": 0.0,
+    }
     return FinetuneSettings(**{**values, **changes})
 
 

@@ -244,6 +244,15 @@ def run_identity(model: PreTrainedModel, settings: TrainSettings, samples: int, 
     return hash_json({"settings": kept, "samples": samples, "seed": seed, "caller": identity, "parameters": shapes})
 
 
+def learning_rate(settings: TrainSettings, model: PreTrainedModel) -> float:
+    """The rate that `settings` give, or the one that goes with the model's size (see `TrainSettings`)."""
+    if settings.learning_rate is not None:
+        return settings.learning_rate
+    size = sum(p.numel() for p in model.parameters())
+    rate = settings.RATE_AT_10M * (1e7 / size) ** 0.7
+    return rate * (3 if settings.adapter == "lora" else 1)
+
+
 def train(
     model: PreTrainedModel,
     dataset: Sequence[T],
@@ -273,6 +282,8 @@ def train(
     Raises ForgetkitError on a non-finite loss or gradient, before the update; Interrupted after SIGINT or
     SIGTERM, when a checkpoint has been written.
     """
+    settings = settings.model_copy(update={"learning_rate": learning_rate(settings, model)})
+    assert settings.learning_rate is not None
     steps = math.ceil(len(dataset) / (settings.batch_blocks * settings.accumulation))
     optimizer = MasterAdamW(
         [p for p in model.parameters() if p.requires_grad],

@@ -12,6 +12,7 @@ The value is the weighted mean over positions that carry loss: padding and maske
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -22,6 +23,52 @@ from forgetkit.core.heads import SplitHead
 from forgetkit.core.loop import Loss
 
 MIN_REST = 1e-6
+CHUNK = 512
+"""Rows of full-vocabulary fp32 values alive at one time."""
+
+
+class _PooledDivergence(torch.autograd.Function):
+    """The soft loss with its gradient in closed form, so that nothing of size [N, V] is kept in fp32:
+
+    d l / d logit_v = q_v - p_v                     for kept v
+                    = q_v (1 - p_rest / q_rest)     for the others
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits_NV: Tensor, ids_NK: Tensor, log_probs_NK: Tensor, log_rest_N: Tensor) -> Tensor:
+        """KL of N labels; float32 [N]."""
+        loss_N = torch.empty(len(ids_NK), dtype=torch.float32, device=logits_NV.device)
+        normaliser_N = torch.empty_like(loss_N)
+        log_rest_model_N = torch.empty_like(loss_N)
+        for rows in _chunks(len(ids_NK)):
+            z_CV = logits_NV[rows].float()
+            normaliser_N[rows] = torch.logsumexp(z_CV, dim=-1)
+            model_CK = z_CV.gather(-1, ids_NK[rows]) - normaliser_N[rows, None]
+            log_rest_model_N[rows] = torch.log1p(-model_CK.exp().sum(dim=-1).clamp(max=1 - MIN_REST))
+            loss_N[rows] = (log_probs_NK[rows].exp() * (log_probs_NK[rows] - model_CK)).sum(dim=-1)
+        # A label without a rest (-inf) has probability 0 there, and 0 log 0 is 0.
+        finite_rest_N = torch.where(torch.isfinite(log_rest_N), log_rest_N, log_rest_model_N)
+        ctx.save_for_backward(logits_NV, ids_NK, log_probs_NK, log_rest_N, normaliser_N, log_rest_model_N)
+        return loss_N + log_rest_N.exp() * (finite_rest_N - log_rest_model_N)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
+        """Gradient by the logits, in their dtype."""
+        logits_NV, ids_NK, log_probs_NK, log_rest_N, normaliser_N, log_rest_model_N = ctx.saved_tensors
+        grad_N = grad_outputs[0]
+        grad_NV = torch.empty_like(logits_NV)
+        scale_N = 1 - (log_rest_N - log_rest_model_N).exp()
+        for rows in _chunks(len(ids_NK)):
+            q_CV = (logits_NV[rows].float() - normaliser_N[rows, None]).exp_()
+            kept_CK = q_CV.gather(-1, ids_NK[rows]) * (1 - scale_N[rows, None]) - log_probs_NK[rows].exp()
+            q_CV.mul_((scale_N[rows] * grad_N[rows])[:, None])
+            q_CV.scatter_add_(-1, ids_NK[rows], kept_CK * grad_N[rows, None])
+            grad_NV[rows] = q_CV.to(grad_NV.dtype)
+        return grad_NV, None, None, None
+
+
+def _chunks(n: int) -> Iterator[slice]:
+    return (slice(low, low + CHUNK) for low in range(0, n, CHUNK))
 
 
 def label_divergence(logits_NV: Tensor, ids_NK: Tensor, log_probs_NK: Tensor, log_rest_N: Tensor) -> Tensor:
@@ -33,20 +80,11 @@ def label_divergence(logits_NV: Tensor, ids_NK: Tensor, log_probs_NK: Tensor, lo
         log_probs_NK: their log-probabilities; float32 [N, K].
         log_rest_N: log-mass of all other entries, -inf when there is none; float32 [N].
     """
-    logits_NV = logits_NV.float()
-    has_rest_N = torch.isfinite(log_rest_N)
-    if ids_NK.shape[1] == 1 and not bool(has_rest_N.any()):
+    if ids_NK.shape[1] == 1 and not bool(torch.isfinite(log_rest_N).any()):
         # Hard labels take the very operation of plain language modelling, so the two agree bit for bit (T1).
-        return F.cross_entropy(logits_NV, ids_NK[:, 0], reduction="none")
-    normaliser_N = torch.logsumexp(logits_NV, dim=-1)
-    model_NK = logits_NV.gather(-1, ids_NK) - normaliser_N[:, None]
-    kept_N = (log_probs_NK.exp() * (log_probs_NK - model_NK)).sum(dim=-1)
-    if not bool(has_rest_N.any()):
-        return kept_N
-    model_rest_N = torch.log1p(-model_NK.exp().sum(dim=-1).clamp(max=1 - MIN_REST))
-    log_rest_N = torch.where(has_rest_N, log_rest_N, torch.zeros_like(log_rest_N))
-    rest_N = log_rest_N.exp() * (log_rest_N - model_rest_N)
-    return kept_N + torch.where(has_rest_N, rest_N, torch.zeros_like(rest_N))
+        return F.cross_entropy(logits_NV.float(), ids_NK[:, 0], reduction="none")
+    loss_N: Tensor = _PooledDivergence.apply(logits_NV, ids_NK, log_probs_NK, log_rest_N)  # type: ignore[no-untyped-call]
+    return loss_N
 
 
 class WhpLoss:

@@ -113,3 +113,38 @@ def test_unknown_method_is_named_with_the_nearest() -> None:
     assert "whp" in available()
     with pytest.raises(ForgetkitError, match="unknown method 'wph'.*did you mean whp"):
         get("wph")
+
+
+def test_gradient_in_closed_form_equals_autograd(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the same loss written with ordinary operations, in fp64, over several chunks, rests and none."""
+    from forgetkit.methods import whp
+
+    monkeypatch.setattr(whp, "CHUNK", 3)
+    torch.manual_seed(0)
+    logits = torch.randn(8, 11, dtype=torch.float64, requires_grad=True)
+    ids = torch.stack([torch.randperm(11)[:4] for _ in range(8)])
+    log_p = torch.log_softmax(torch.randn(8, 11, dtype=torch.float64), -1)
+    kept = log_p.gather(1, ids)
+    rest = torch.log1p(-kept.exp().sum(1))
+    kept[3], rest[3] = torch.log_softmax(kept[3], -1), -math.inf  # a label without a rest
+    weight = torch.rand(8, dtype=torch.float64)
+    log_q = torch.log_softmax(logits, -1).gather(1, ids)
+    log_q_rest = torch.log1p(-log_q.exp().sum(1))
+    plain = (kept.exp() * (kept - log_q)).sum(1)
+    plain = plain + torch.where(rest > -1e9, rest.exp() * (rest.clamp(min=-1e9) - log_q_rest), torch.zeros(()).double())
+    (expected,) = torch.autograd.grad((plain * weight).sum(), logits)
+    own = logits.detach().float().requires_grad_()
+    loss = label_divergence(own, ids, kept.float(), rest.float())
+    assert loss.tolist() == pytest.approx(plain.tolist(), abs=1e-5)
+    (got,) = torch.autograd.grad((loss * weight.float()).sum(), own)
+    assert torch.allclose(got.double(), expected, atol=1e-6)
+
+
+def test_a_hard_label_padded_to_the_width_of_soft_ones_keeps_its_gradient() -> None:
+    """Padding repeats id 0 with probability zero, also where the label itself is id 0."""
+    logits = torch.randn(2, 5, requires_grad=True)
+    ids = torch.tensor([[0, 0, 0], [2, 0, 0]])
+    log_p = torch.tensor([[0.0, -1e4, -1e4], [0.0, -1e4, -1e4]])
+    (got,) = torch.autograd.grad(label_divergence(logits, ids, log_p, torch.full((2,), -math.inf)).sum(), logits)
+    (expected,) = torch.autograd.grad(F.cross_entropy(logits, torch.tensor([0, 2]), reduction="sum"), logits)
+    assert torch.allclose(got, expected, atol=1e-6)
