@@ -36,6 +36,7 @@ from forgetkit.core.provenance import pin_threads, seed_everything, versions
 from forgetkit.corpus.blocks import BlockedCorpus, block_documents
 from forgetkit.corpus.readers import input_files, read_paths
 from forgetkit.evaluate.run import evaluate
+from forgetkit.methods import get as get_method
 from forgetkit.relabel.build import build_labels, load_labels
 from forgetkit.relabel.preview import write_preview
 from forgetkit.report import build as build_report
@@ -80,14 +81,30 @@ class Context:
         seed_everything(settings.seed)
 
     @cached_property
+    def model(self) -> str:
+        """The input model's folder; a Hub id is resolved once, here."""
+        return str(models.check_source(self.inputs.model, self.settings.model))
+
+    @cached_property
+    def reference(self) -> str | None:
+        """The folder of the model that never read the target, if there is one."""
+        source = self.settings.evaluate.reference
+        return str(models.check_source(source, self.settings.model)) if source else None
+
+    @cached_property
     def tokenizer(self) -> Any:
         """The input model's tokenizer."""
-        return models.load_tokenizer(self.inputs.model, self.settings.model)
+        return models.load_tokenizer(self.model)
+
+    @cached_property
+    def pad_id(self) -> int:
+        """Any id will do: padding stands on the right and is never counted."""
+        return self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
 
     @cached_property
     def model_hash(self) -> str:
         """SHA-256 over the input model's files."""
-        return models.model_fingerprint(self.inputs.model, self.settings.model)
+        return models.model_fingerprint(self.model)
 
     def folder(self, stage: str) -> Path:
         """The stage's committed folder."""
@@ -143,6 +160,7 @@ def run(
         _claim(out, inputs)
         (out / "settings.yaml").write_text(dump_settings(settings))
         context = Context(inputs, settings, out)
+        _check(context)
         for stage in STAGES:
             _ensure(stage, context, on_event)
             if stage.name == until:
@@ -151,6 +169,24 @@ def run(
         return {}
     results: dict[str, Any] = json.loads((out / "6-evaluation" / "results.json").read_text())
     return results
+
+
+def _check(context: Context) -> None:
+    """Find a user's mistakes before hours of work, not after; reads no weights.
+
+    Raises:
+        ForgetkitError: the first one found.
+    """
+    settings = context.settings
+    get_method(settings.finetune.method)
+    for path in (settings.anchors.dictionary, settings.evaluate.anchors):
+        if path is not None:
+            Dictionary.load(path)
+    for paths in (context.inputs.target, context.inputs.retain, settings.evaluate.heldout, settings.evaluate.neighbour):
+        if paths:
+            input_files(paths)
+    # Both are checked as they are resolved.
+    _ = context.model, context.reference
 
 
 def _ensure(stage: Stage, context: Context, on_event: Callable[[Event], None]) -> None:
@@ -254,13 +290,14 @@ def _make_corpus(context: Context, out: Path, work: Path) -> None:
 def _make_reinforced(context: Context, out: Path, work: Path) -> None:
     target, _ = context.corpus()
     reinforce.run(
-        context.inputs.model,
+        context.model,
         target,
         context.settings.reinforce,
         context.settings.model,
         out,
         work=work,
         seed=context.settings.seed,
+        pad_id=context.pad_id,
     )
 
 
@@ -273,7 +310,7 @@ def _make_anchors(context: Context, out: Path, work: Path) -> None:
         retain,
         context.tokenizer,
         settings,
-        baseline=context.load_model(context.inputs.model) if needs_models else None,
+        baseline=context.load_model(context.model) if needs_models else None,
         reinforced=context.load_model(reinforced) if needs_models and settings.model_signal and reinforced else None,
         work=work,
         seed=context.settings.seed,
@@ -302,7 +339,7 @@ def _make_labels(context: Context, out: Path, work: Path) -> None:
         train_retain,
         context.dictionary(),
         context.tokenizer,
-        context.load_model(context.inputs.model),
+        context.load_model(context.model),
         context.load_model(reinforced) if reinforced else None,
         settings.relabel,
         labels,
@@ -316,9 +353,8 @@ def _make_unlearned(context: Context, out: Path, work: Path) -> None:
     target, retain = context.corpus()
     labels, retain_labels = load_labels(context.folder("4-labels"))
     train_retain, _ = split_retain(retain)
-    tokenizer = context.tokenizer
     finetune.run(
-        context.inputs.model,
+        context.model,
         finetune.LabelledText(target, labels),
         finetune.LabelledText(train_retain, retain_labels) if train_retain and retain_labels else None,
         context.settings.finetune,
@@ -326,7 +362,7 @@ def _make_unlearned(context: Context, out: Path, work: Path) -> None:
         out,
         work=work,
         seed=context.settings.seed,
-        pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
+        pad_id=context.pad_id,
     )
 
 
@@ -334,11 +370,11 @@ def _make_evaluation(context: Context, out: Path, work: Path) -> None:
     target, retain = context.corpus()
     settings = context.settings.evaluate
     roles: dict[str, str | Path] = {
-        "baseline": context.inputs.model,
+        "baseline": context.model,
         "unlearned": context.folder("5-unlearned") / "model",
     }
-    if settings.reference:
-        roles["reference"] = settings.reference
+    if context.reference:
+        roles["reference"] = context.reference
     snapshots = {
         int(p.name.removeprefix("step-")): p for p in (context.folder("5-unlearned") / "snapshots").glob("step-*")
     }
@@ -402,7 +438,7 @@ STAGES: tuple[Stage, ...] = (
         lambda c: {
             "target": _files(c.inputs.target),
             "retain": _files(c.inputs.retain),
-            "tokenizer": models.tokenizer_fingerprint(c.inputs.model, c.settings.model),
+            "tokenizer": models.tokenizer_fingerprint(c.model),
             "corpus": c.settings.corpus,
         },
         _make_corpus,
@@ -452,9 +488,7 @@ STAGES: tuple[Stage, ...] = (
             "3-anchors": _file(c.settings.evaluate.anchors) or _meaning(c),
             "heldout": _files(c.settings.evaluate.heldout or [BUNDLED_HELDOUT]),
             "neighbour": _files(c.settings.evaluate.neighbour),
-            "reference": models.model_fingerprint(c.settings.evaluate.reference)
-            if c.settings.evaluate.reference
-            else "",
+            "reference": models.model_fingerprint(c.reference) if c.reference else "",
             "evaluate": artifacts.hash_json(_without_paths(c.settings)),
         },
         _make_evaluation,

@@ -71,7 +71,7 @@ class TrainSettings(Section):
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     """Learning-rate schedule after warm-up."""
     warmup_steps: int = Field(10, ge=0)
-    """Steps over which the rate rises linearly from zero; never more than a tenth of the run."""
+    """Steps over which the rate rises linearly from zero; never more than a quarter of the run."""
     batch_blocks: int = Field(4, ge=1)
     """Blocks per micro-batch."""
     accumulation: int = Field(2, ge=1)

@@ -18,7 +18,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 def refused(tiny: Tiny, arguments: list[str], *words: str) -> None:
     code, _, err = tiny.call(*arguments)
-    lines = [line for line in err.strip().splitlines() if not line.endswith(": ...") and ": done in" not in line]
+    told = (": ...", ": done in", " steps, ", " blocks, ")
+    lines = [line for line in err.strip().splitlines() if not any(words in line for words in told)]
     assert code == 2, err
     assert "Traceback" not in err
     assert len(lines) == 1, err
@@ -58,7 +59,13 @@ def test_unknown_setting_with_a_suggestion(tiny: Tiny, tmp_path: Path) -> None:
     arguments = replaced(tiny, "--config", config, tmp_path / "r")
     refused(tiny, arguments, "s.yaml", "finetune.epocs", "did you mean finetune.epochs")
     refused(tiny, [*tiny.arguments(tmp_path / "r"), "--set", "relabel.alfa=1"], "--set", "relabel.alpha")
-    refused(tiny, [*tiny.arguments(tmp_path / "r"), "--set", "finetune.method=npoo"], "unknown method 'npoo'")
+    refused(
+        tiny,
+        [*tiny.arguments(tmp_path / "r"), "--set", "finetune.method=wph"],
+        "unknown method 'wph'",
+        "did you mean whp",
+    )
+    assert not (tmp_path / "r" / "1-corpus").exists(), "found out only after work was done"
 
 
 def test_dictionary_with_a_conflict_names_file_and_line(tiny: Tiny, tmp_path: Path) -> None:
@@ -66,6 +73,10 @@ def test_dictionary_with_a_conflict_names_file_and_line(tiny: Tiny, tmp_path: Pa
     path.write_text("anchors:\n- term: Dorothy\n  counterpart: Martha\n- term: Dorothy\n  counterpart: Joan\n")
     arguments = [*tiny.arguments(tmp_path / "r"), "--set", f"anchors.dictionary={path}"]
     refused(tiny, arguments, f"{path}:4", "conflict")
+    assert not (tmp_path / "r" / "1-corpus").exists(), "found out only after work was done"
+    for key in ("anchors.dictionary", "evaluate.anchors", "evaluate.heldout", "evaluate.reference"):
+        value = f"[{tmp_path / 'gone'}]" if key.endswith("heldout") else tmp_path / "gone"
+        refused(tiny, [*tiny.arguments(tmp_path / "r2"), "--set", f"{key}={value}"], "gone")
 
 
 def test_folder_that_is_not_a_run(tiny: Tiny, tmp_path: Path) -> None:

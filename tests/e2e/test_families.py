@@ -33,4 +33,6 @@ def test_unlearn(tmp_path: Path, family: str) -> None:
     before, after = load_file(model / "model.safetensors"), load_file(out / "model.safetensors")
     assert {k: (v.shape, v.dtype) for k, v in before.items()} == {k: (v.shape, v.dtype) for k, v in after.items()}
     assert any(not torch.equal(before[k], after[k]) for k in before)
-    assert results["models"]["unlearned"]["measures"]["loss.target"]["n"] > 0
+    # A random toy is not healthy, so its scores are withheld; that they were measured is what can be asked.
+    assert results["texts"]["target"]["blocks_measured"] > 0
+    assert results["models"]["unlearned"]["health"]["status"] in ("healthy", "unhealthy")

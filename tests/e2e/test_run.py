@@ -201,6 +201,7 @@ def test_two_runs_of_one_folder(done: Tiny, tmp_path: Path) -> None:
         for line in first.stderr:
             if line.startswith("1-corpus"):
                 break
+        first.send_signal(signal.SIGSTOP)  # so that it cannot finish before the second one asks
         code, _, err = done.call(*done.arguments(tmp_path / "shared"))
         assert code == 2
         assert f"process {first.pid}" in err

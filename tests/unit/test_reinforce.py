@@ -16,7 +16,9 @@ from forgetkit.settings import LoraSettings, ModelSettings, ReinforceSettings
 from tests import toys
 
 MODEL = ModelSettings(dtype="float32", device="cpu")
-SETTINGS = ReinforceSettings(epochs=2, learning_rate=1e-2, warmup_steps=0, batch_blocks=4, schedule="constant")
+SETTINGS = ReinforceSettings(
+    epochs=2, learning_rate=1e-2, warmup_steps=0, batch_blocks=4, accumulation=1, schedule="constant"
+)
 
 
 @pytest.fixture(scope="module")

@@ -249,7 +249,7 @@ def learning_rate(settings: TrainSettings, model: PreTrainedModel) -> float:
     if settings.learning_rate is not None:
         return settings.learning_rate
     size = sum(p.numel() for p in model.parameters())
-    rate = settings.RATE_AT_10M * (1e7 / size) ** 0.7
+    rate: float = settings.RATE_AT_10M * (1e7 / size) ** 0.7
     return rate * (3 if settings.adapter == "lora" else 1)
 
 
@@ -335,7 +335,7 @@ def _run(
             optimizers=(
                 optimizer,
                 get_scheduler(
-                    name, optimizer, num_warmup_steps=min(settings.warmup_steps, steps // 10), num_training_steps=steps
+                    name, optimizer, num_warmup_steps=min(settings.warmup_steps, steps // 4), num_training_steps=steps
                 ),
             ),
             callbacks=[callback],

@@ -183,6 +183,18 @@ def _header(path: Path) -> dict[str, Any]:
     return dict(header)
 
 
+def check_source(source: str | Path, settings: ModelSettings | None = None) -> Path:
+    """The folder of a model that can be read and trained, as far as configuration and weight headers tell.
+
+    Raises ForgetkitError, as `load_model` and `load_tokenizer` would; reads no weights.
+    """
+    folder = local_folder(source, settings)
+    _checked_config(folder)
+    source_dtype(folder)
+    load_tokenizer(folder)
+    return folder
+
+
 def source_dtype(source: str | Path, settings: ModelSettings | None = None) -> torch.dtype:
     """The dtype in which the input checkpoint stores most of its weights, by the safetensors headers."""
     folder = local_folder(source, settings)

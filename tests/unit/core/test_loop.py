@@ -86,7 +86,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[torch.dtype, l
 def test_accumulation_equals_one_big_batch(tmp_path: Path) -> None:
     blocks = [np.arange(1, n, dtype=np.int32) for n in (40, 35, 4, 5)]  # a mean of means would differ much
     one, two = toys.model("llama"), toys.model("llama")
-    settings = TrainSettings(learning_rate=1e-3, warmup_steps=0, batch_blocks=4, schedule="constant", clip_norm=0.5)
+    settings = TrainSettings(
+        learning_rate=1e-3, warmup_steps=0, batch_blocks=4, accumulation=1, schedule="constant", clip_norm=0.5
+    )
     big = _train(tmp_path / "a", one, settings, blocks)
     small = _train(tmp_path / "b", two, settings.model_copy(update={"batch_blocks": 2, "accumulation": 2}), blocks)
     plain = toys.model("llama")

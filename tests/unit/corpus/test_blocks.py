@@ -40,7 +40,7 @@ TEXTS = st.one_of(
 @settings(max_examples=60, deadline=None)
 @pytest.mark.parametrize("shape", SHAPES)
 @given(texts=st.lists(TEXTS, min_size=1, max_size=4), size=st.integers(8, 40))
-def test_T9_blocks_concatenate_to_the_exact_token_stream(shape, texts, size):  # noqa: N802
+def test_T9_blocks_concatenate_to_the_exact_token_stream(shape, texts, size):
     tok = tokenizer(shape)
     corpus = block_documents([document(text) for text in texts], tok, size)
     for number, text in enumerate(texts):
@@ -59,7 +59,7 @@ def test_T9_blocks_concatenate_to_the_exact_token_stream(shape, texts, size):  #
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("piece", [700, 2500])
-def test_T9_tokenising_in_pieces_equals_tokenising_the_whole(shape, piece):  # noqa: N802
+def test_T9_tokenising_in_pieces_equals_tokenising_the_whole(shape, piece):
     tok = tokenizer(shape)
     text = (TEXT + "\n\n“Zoë’s naïve ☃” <|endoftext|> and on  they went. ") * 30
     ids, offsets = encode(text, tok, piece=piece)
