@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from forgetkit.evaluate.compare import percent
+
 ROOT = Path(__file__).parents[1]
 RECORD, README = ROOT / "docs" / "demo_results.json", ROOT / "README.md"
 BEGIN, END = "<!-- demo table: benchmarks/record_demo.py -->", "<!-- end of demo table -->"
@@ -75,8 +77,8 @@ def _way(key: str, row: dict[str, Any]) -> str:
         return f"{values['unlearned'] / values['baseline'] - 1:+.1%}"
     if not way or way["value"] is None:
         return "-"
-    interval = f" ({way['low']:.0%} to {way['high']:.0%})" if way.get("low") is not None else ""
-    return f"{way['value']:.0%}{interval}"
+    interval = f" ({percent(way['low'])} to {percent(way['high'])})" if way.get("low") is not None else ""
+    return f"{percent(way['value'])}{interval}"
 
 
 def between(text: str) -> str:

@@ -266,10 +266,9 @@ def anchors_show(
     if as_json:
         _print_json([a.model_dump(mode="json") for a in dictionary.anchors])
         return
-    rows = [["term", "counterpart", "kind", "count", "score", "keep"]]
-    for a in sorted(dictionary.anchors, key=lambda a: -a.score)[:most]:
-        rows.append([a.term, a.counterpart, a.kind, str(a.count), f"{a.score:.1f}", "yes" if a.keep else "no"])
-    _rich_table(rows)
+    shown = sorted(dictionary.anchors, key=lambda a: -a.score)[:most]
+    rows = [[a.term, a.counterpart, a.kind, str(a.count), f"{a.score:.1f}", "yes" if a.keep else "no"] for a in shown]
+    _rich_table([["term", "counterpart", "kind", "count", "score", "keep"], *rows])
     typer.echo(f"{len(dictionary.kept)} kept of {len(dictionary.anchors)}")
 
 

@@ -28,7 +28,7 @@ class ModelSettings(Section):
     revision: str | None = None
     """Git revision on the Hub, for a model given by id."""
     allow_download: bool = False
-    """Permit fetching the model from the Hugging Face Hub. Without it only local folders and the local cache are read."""
+    """Permit fetching the model from the Hugging Face Hub; without it only local folders and the cache are read."""
 
 
 class CorpusSettings(Section):
@@ -124,7 +124,7 @@ class AnchorSettings(Section):
     max_terms: int = Field(1500, ge=1)
     """Keep the best-scored terms only (the paper's dictionary has about 1,500)."""
     min_score: float = 6.0
-    """Evidence a candidate needs, in nats of log-likelihood ratio per occurrence-weighted statistic."""
+    """Evidence a candidate needs: square root of its log-likelihood ratio (formula: `anchors.extract`)."""
     model_signal: bool = True
     """Use how much reinforcement raised a term's probability as further evidence."""
     rank_counterparts: bool = True
@@ -153,11 +153,11 @@ class RelabelSettings(Section):
     penalise_seen_counterparts: float = Field(5.0, ge=0)
     """Rule 2: nats by which the first tokens of a seen anchor's counterpart are lowered later in the block; 0 = off."""
     suppress_unseen_anchors: float = Field(6.0, ge=0)
-    """Ours, not the paper's: nats by which tokens that give an anchor away are lowered until it occurs in the block; 0 = off."""
+    """Ours: nats by which tokens that give an anchor away are lowered until it occurs in the block; 0 = off (paper)."""
     mask_inside_anchors: bool = False
-    """Rule 3 (paper: true): no loss strictly inside an anchor. False: inner positions of unseen anchors get labels too."""
+    """Rule 3 (paper: true): no loss inside an anchor. False: inner positions of unseen anchors get labels too."""
     inner_suppression: float = Field(6.0, ge=0)
-    """With rule 3 off: nats by which the anchor's own next token is lowered in the baseline's logits at inner positions."""
+    """With rule 3 off: nats by which the anchor's own next token is lowered at inner positions."""
     retain: Literal["none", "kl", "lm"] = "kl"
     """Labels of retain text: the baseline's own distribution ('kl'), the text itself ('lm'), or no retain mixing."""
     max_retain_ratio: float = Field(1.0, gt=0)

@@ -89,7 +89,7 @@ def test_the_model_loads_with_nothing_of_ours(done: Tiny) -> None:
         "m.generate(**t('Dorothy', return_tensors='pt'), max_new_tokens=2);"
         "assert not [n for n in sys.modules if n.startswith('forgetkit')]"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd="/", env={k: v for k, v in os.environ.items()})
+    subprocess.run([sys.executable, "-c", code], check=True, cwd="/", env=dict(os.environ))
     assert (folder / "tokenizer.json").read_bytes() == (done.model / "tokenizer.json").read_bytes()
     assert type(AutoModelForCausalLM.from_pretrained(folder)).__name__ == "LlamaForCausalLM"
     assert AutoTokenizer.from_pretrained(folder).get_vocab() == AutoTokenizer.from_pretrained(done.model).get_vocab()

@@ -140,7 +140,7 @@ def test_run_writes_a_plain_model_and_its_snapshots(tmp_path: Path, adapter: str
     path = source(tmp_path / "model")
     labelled = LabelledText(text, text_as_labels(tmp_path / "l", text))
     out = tmp_path / "out"
-    chosen = settings(snapshots=2, adapter=adapter, learning_rate=1e-2)
+    chosen = settings(snapshots=2, adapter=adapter, learning_rate=1e-2, warmup_steps=0)
     summary = finetune.run(path, labelled, None, chosen, CPU32, out, work=tmp_path / "w", seed=0, pad_id=0)
     assert summary["steps"] == math.ceil(len(text) * 2 / 4)
     assert sorted(p.name for p in (out / "snapshots").iterdir()) == ["step-1", "step-3"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -116,6 +117,11 @@ def number(value: float) -> str:
     return f"{value:.4f}" if value == 0 or abs(value) >= 0.001 else f"{value:.2e}"
 
 
+def percent(share: float) -> str:
+    """0.914 -> '91%'. Rounds towards zero: 99.6% of the way is not told as all of it."""
+    return f"{math.trunc(share * 100 + 1e-9)}%"
+
+
 def before_after_table(results: Mapping[str, Any]) -> Table:
     """measure | baseline | unlearned | never read (reference) | way there, as strings.
 
@@ -146,8 +152,8 @@ def _with_reason(cell: Mapping[str, Any]) -> str:
 def _last_cell(metric: Mapping[str, Any], cells: Mapping[str, Mapping[str, Any]], way: Mapping[str, Any]) -> str:
     before, after = (cells.get(role, {}).get("value") for role in ("baseline", "unlearned"))
     if metric["group"] == "forget" and way["value"] is not None:
-        interval = "" if way["low"] is None else f" ({way['low']:.0%} to {way['high']:.0%})"
-        return f"{way['value']:.0%}{interval}"
+        interval = "" if way["low"] is None else f" ({percent(way['low'])} to {percent(way['high'])})"
+        return f"{percent(way['value'])}{interval}"
     if metric["key"].startswith("loss.") and before and after is not None:
         return f"{after / before - 1:+.1%}"
     return ""

@@ -15,8 +15,8 @@ from forgetkit.core.loop import Loss
 class Method:
     """A fine-tuning method.
 
-    `make()` gives the loss of one run. `loss(model, batch)` gets a batch of B blocks, T tokens, N labelled positions and K kept entries:
-    `input_ids` long [B, T]; `rows` long [N], positions in the flattened [B * T]; `ids` long [N, K];
+    `make()` gives the loss of one run. `loss(model, batch)` gets a batch of B blocks, T tokens, N labelled positions
+    and K kept entries: `input_ids` long [B, T]; `rows` long [N], positions in the flattened [B * T]; `ids` long [N, K];
     `log_probs` float32 [N, K]; `log_rest` float32 [N]; `weight` float32 [N]; `is_retain` bool [N].
     """
 

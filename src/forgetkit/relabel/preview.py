@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def write_preview(path: Path, corpus: BlockedCorpus, labels: LabelShards, tokeni
     """Write evenly spread passages, those with most labelled anchors of their neighbourhood, as JSON."""
     edges = np.linspace(0, len(labels), PASSAGES + 1).astype(int)
     passages = []
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in pairwise(edges.tolist()):
         if low == high:
             continue
         block = max(range(low, min(high, low + 64)), key=lambda b: _anchors_labelled(labels, b))

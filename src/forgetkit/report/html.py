@@ -9,10 +9,11 @@ from typing import Any
 import jinja2
 
 from forgetkit import __version__
+from forgetkit.evaluate.compare import percent
 from forgetkit.report import plots
 from forgetkit.report.collect import Anchor, Collected, Completion, Token
 from forgetkit.report.preview import fragment
-from forgetkit.report.verdict import NOT_TESTED, Evidence, Measure, Verdict, judge, number, percent
+from forgetkit.report.verdict import NOT_TESTED, Evidence, Measure, Verdict, judge, number
 
 TOP_ANCHORS = 50
 WORST = 10

@@ -139,8 +139,9 @@ def _dot(axes: Any, spot: tuple[float, float], label: str, colour: str, *, fille
         linestyle="none",
         zorder=3,
     )
+    # The path of the fine-tune runs above and left of its ends, so labels stand below.
     shift = -4 if align == "left" else 0
-    axes.annotate(label, spot, (shift, 10), textcoords="offset points", ha=align, color=colour, fontsize=11)
+    axes.annotate(label, spot, (shift, -19), textcoords="offset points", ha=align, color=colour, fontsize=11)
 
 
 def curve(measure: Measure, index: int) -> Markup | None:

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from forgetkit.evaluate.compare import percent
+
 Level = Literal["not shown", "partial", "close to never read", "INVALID", "no reference"]
 Group = Literal["forget", "keep"]
 
@@ -287,11 +289,6 @@ def number(value: float | None) -> str:
         return f"{value:.1e}"
     decimals = 3 if 1 <= size < 10 else 2 - math.floor(math.log10(size))
     return f"{value:.{max(0, decimals if size >= 0.01 else decimals - 1)}f}"
-
-
-def percent(share: float) -> str:
-    """0.914 -> '91%'. Rounds towards zero: 99.6% of the way is not told as all of it."""
-    return f"{math.trunc(share * 100 + 1e-9)}%"
 
 
 def _count(count: int | None, noun: str) -> str:

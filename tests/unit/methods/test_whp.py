@@ -111,7 +111,7 @@ def test_a_batch_without_labels_is_zero_not_nan() -> None:
 
 def test_unknown_method_is_named_with_the_nearest() -> None:
     assert "whp" in available()
-    with pytest.raises(ForgetkitError, match="unknown method 'wph'.*did you mean whp"):
+    with pytest.raises(ForgetkitError, match=r"unknown method 'wph'.*did you mean whp"):
         get("wph")
 
 

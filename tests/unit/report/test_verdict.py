@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from forgetkit.report.verdict import Evidence, Measure, judge, number, percent
+from forgetkit.evaluate.compare import percent
+from forgetkit.report.verdict import Evidence, Measure, judge, number
 
 RECALL = Measure("recall.probability", "anchor recall", "forget", 0.06, 0.003, 0.001)
 HELDOUT = Measure("loss.heldout", "loss on held-out text", "keep", 4.0, 4.02, 3.9)
