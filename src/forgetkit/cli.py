@@ -162,7 +162,7 @@ def _rich_table(rows: list[list[str]]) -> None:
 
     table = Table(show_edge=False, pad_edge=False)
     for number, name in enumerate(rows[0]):
-        table.add_column(name, justify="left" if number == 0 else "right")
+        table.add_column(name, justify="left" if number == 0 else "right", no_wrap=number == 0)
     for row in rows[1:]:
         table.add_row(*row)
     console = Console(markup=False, highlight=False)
