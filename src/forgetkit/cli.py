@@ -398,4 +398,8 @@ def main() -> None:
 def _resume_hint(code: int) -> NoReturn:
     command = shlex.join(["forgetkit", *sys.argv[1:]])
     typer.echo(f"stopped; what was reached is kept. To go on: {command}", err=True)
-    sys.exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Everything of ours is closed by now. Tearing the interpreter down while a library's threads still run can abort
+    # the process, which would hide the exit code.
+    os._exit(code)
