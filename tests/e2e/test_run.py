@@ -155,20 +155,22 @@ def test_another_target_in_the_same_folder_is_refused(done: Tiny) -> None:
 
 @pytest.mark.slow
 def test_kill_9_at_any_moment_and_the_same_command_give_the_same_bits(done: Tiny, tmp_path: Path) -> None:
-    """Killed again and again, at growing delays, until it gets through; every byte of the weights must agree."""
+    """Killed again and again, at first in this stage, then in that; every byte of the weights must agree."""
     expected = weights(done.out)
     other = tmp_path / "killed"
     kills = 0
-    for delay in (4.0, 5.0, 5.5, 6.0, 6.5, 7.0, 7.5, 8.0):
+    moments = [("2-reinforced: ...", 0.1), ("3-anchors: ...", 0.0), ("4-labels: ...", 0.05), ("5-unlearned: ...", 0.05)]
+    for line_before, delay in [*moments, ("5-unlearned: ...", 0.3), ("6-evaluation: ...", 0.1)]:
         process = done.start(*done.arguments(other))
-        try:
-            process.communicate(timeout=delay)
-        except subprocess.TimeoutExpired:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith(line_before):
+                break
+        time.sleep(delay)
+        if process.poll() is None:
             process.kill()
-            process.communicate()
             kills += 1
-        else:
-            break
+        process.communicate()
     code, _, err = done.call(*done.arguments(other))
     assert code == 0, err
     assert kills >= 3, "the run was too quick to be killed"
@@ -186,7 +188,7 @@ def test_signals_end_with_their_code_and_the_command_that_resumes(
     for line in process.stderr:
         if line.startswith("2-reinforced"):
             break
-    time.sleep(1.0)
+    time.sleep(0.3)
     process.send_signal(number)
     _, err = process.communicate(timeout=120)
     assert process.returncode == code, err

@@ -259,7 +259,7 @@ def _seal(
         assert stat.S_ISREG(status.st_mode), f"{name} is not a plain file"
         assert name != MANIFEST, "a stage must not write its own manifest"
         files[name] = FileEntry(bytes=status.st_size, sha256=hash_file(path), mutable=name in mutable)
-        _sync(path)
+        sync(path)
     assert set(mutable) <= set(files), f"mutable files were not written: {sorted(set(mutable) - set(files))}"
     known = {k: fields.pop(k) for k in ("settings", "seed", "threads", "device", "versions") if k in fields}
     if isinstance(known.get("settings"), BaseModel):
@@ -279,9 +279,9 @@ def _seal(
     text = json.dumps(manifest.model_dump(), indent=1, sort_keys=True, allow_nan=False, default=_plain)
     path = folder / MANIFEST
     path.write_text(text + "\n", encoding="utf-8")
-    _sync(path)
+    sync(path)
     for root, _, _ in os.walk(folder, topdown=False):
-        _sync(Path(root))
+        sync(Path(root))
 
 
 def _put_in_place(run: Path, stage: str, temporary: Path) -> None:
@@ -297,13 +297,14 @@ def _put_in_place(run: Path, stage: str, temporary: Path) -> None:
         if replaces:
             stale.rename(target)
         raise
-    _sync(run)
+    sync(run)
     if replaces:
         # only now is the new folder durable, so only now may the old one go
         _remove(stale)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Force a file's or folder's content to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -368,7 +369,7 @@ def clean_orphans(run: Path) -> None:
             _set_aside(run, found["stage"], path, error)
             continue
         path.rename(run / found["stage"])
-        _sync(run)
+        sync(run)
 
 
 def work_folder(run: Path, stage: str, fingerprint: str) -> Path:

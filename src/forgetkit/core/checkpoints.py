@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from forgetkit.core.artifacts import hash_file
+from forgetkit.core.artifacts import hash_file, sync
 
 MANIFEST = "MANIFEST.json"
 KEPT_CHECKPOINTS = 2
@@ -44,14 +44,6 @@ class Signals:
             signal.signal(number, signal.SIG_DFL if previous is None else previous)
 
 
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("checkpoint-"))
 
@@ -76,7 +68,7 @@ def commit_checkpoint(checkpoint: Path, identity: str) -> None:
     (checkpoint / "training_args.bin").unlink(missing_ok=True)
     files = {}
     for name, path in _files(checkpoint).items():
-        _fsync(path)
+        sync(path)
         files[name] = {"bytes": path.stat().st_size, "sha256": hash_file(path)}
     temporary = checkpoint.parent / f".{checkpoint.name}.manifest"
     with temporary.open("w", encoding="utf-8") as stream:
@@ -84,10 +76,10 @@ def commit_checkpoint(checkpoint: Path, identity: str) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     for folder in {path.parent for path in _files(checkpoint).values()}:
-        _fsync(folder)
+        sync(folder)
     temporary.rename(checkpoint / MANIFEST)
-    _fsync(checkpoint)
-    _fsync(checkpoint.parent)
+    sync(checkpoint)
+    sync(checkpoint.parent)
     committed = [path for path in _checkpoints(checkpoint.parent) if (path / MANIFEST).is_file()]
     for old in committed[:-KEPT_CHECKPOINTS]:
         # Renamed first, so that a removal cut short is not mistaken for a damaged checkpoint.

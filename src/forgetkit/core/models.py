@@ -257,19 +257,6 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[npt.NDArray[n
     return ids, np.asarray(out["offset_mapping"], dtype=np.int32).reshape(len(ids), 2)
 
 
-def bos_of(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The id that the tokenizer itself puts in front of a text; None when it puts nothing there.
-
-    A ``bos_token`` that is merely defined does not count. Raises ForgetkitError for more than one such token.
-    """
-    plain: list[int] = tokenizer("a b", add_special_tokens=False)["input_ids"]
-    full: list[int] = tokenizer("a b", add_special_tokens=True)["input_ids"]
-    front = next((n for n in range(len(full) - len(plain) + 1) if full[n : n + len(plain)] == plain), None)
-    if front is None or front > 1:
-        raise ForgetkitError("the tokenizer puts more than one token in front of a text, which is not supported")
-    return full[0] if front else None
-
-
 # --- models --------------------------------------------------------------------------------------------
 
 

@@ -69,14 +69,14 @@ def require_offsets(tokenizer: Any) -> None:
 def beginning(tokenizer: Any) -> int | None:
     """The id that the tokenizer itself puts before a text, or None. Not what its `bos_token` merely names.
 
-    Where it puts several, the last one counts.
+    Raises `ForgetkitError` where it puts several.
     """
-    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
-    special = tokenizer("a", add_special_tokens=True)["input_ids"]
-    for start in range(1, len(special) - len(plain) + 1):
-        if special[start : start + len(plain)] == plain and special[:1] != plain[:1]:
-            return int(special[start - 1])
-    return None
+    plain: list[int] = tokenizer("a b", add_special_tokens=False)["input_ids"]
+    full: list[int] = tokenizer("a b", add_special_tokens=True)["input_ids"]
+    front = next((n for n in range(len(full) - len(plain) + 1) if full[n : n + len(plain)] == plain), None)
+    if front is None or front > 1:
+        raise ForgetkitError("the tokenizer puts more than one token before a text, which is not supported")
+    return full[0] if front else None
 
 
 def _call(text: str, tokenizer: Any) -> tuple[_Int32, _Int32]:

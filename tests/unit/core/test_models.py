@@ -15,7 +15,6 @@ from transformers import PreTrainedTokenizerFast
 
 from forgetkit.core.errors import ForgetkitError
 from forgetkit.core.models import (
-    bos_of,
     encode,
     load_model,
     load_tokenizer,
@@ -260,14 +259,6 @@ def with_front(front: list[str]) -> PreTrainedTokenizerFast:
         single=[*front, "$A", "<|endoftext|>"], special_tokens=[("<|endoftext|>", 0)]
     )
     return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<|endoftext|>")
-
-
-def test_bos_is_what_the_tokenizer_really_does() -> None:
-    assert toys.tokenizer().bos_token_id == 0 and bos_of(toys.tokenizer()) is None
-    assert bos_of(with_front(["<|endoftext|>"])) == 0
-    assert bos_of(with_front([])) is None
-    with pytest.raises(ForgetkitError, match="more than one"):
-        bos_of(with_front(["<|endoftext|>", "<|endoftext|>"]))
 
 
 def test_slow_tokenizer_is_refused(tmp_path: Path) -> None:

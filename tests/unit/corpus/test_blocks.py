@@ -136,6 +136,11 @@ def test_bos_is_what_the_tokenizer_prepends_not_what_it_names():
         single="$A <|endoftext|>", special_tokens=[("<|endoftext|>", 0)]
     )
     assert beginning(at_end) is None
+    with_bos.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|endoftext|> <|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+    )
+    with pytest.raises(ForgetkitError, match="more than one"):
+        beginning(with_bos)
 
 
 def test_a_tokenizer_without_offsets_is_refused_before_it_is_used():
