@@ -210,3 +210,23 @@ def test_two_runs_of_one_folder(done: Tiny, tmp_path: Path) -> None:
     finally:
         first.kill()
         first.communicate()
+
+
+def test_preset_paper_runs_with_the_papers_labels(tmp_path: Path) -> None:
+    tiny = Tiny(tmp_path)
+    small = tiny.config.read_text().splitlines()
+    keep = [
+        line for line in small if line.split(":")[0] in ("seed", "threads", "model", "corpus", "anchors", "evaluate")
+    ]
+    tiny.config.write_text("\n".join(keep))
+    code, _, err = tiny.call(*tiny.arguments(), "--preset", "paper")
+    assert code == 0, err
+    chosen = json.loads((tiny.out / "4-labels" / "MANIFEST.json").read_text())["settings"]["relabel"]
+    expected = {"alpha": 5.0, "space": "logits", "labels": "hard", "subtract": "everywhere", "retain": "none"}
+    expected |= {"mask_seen_anchors": True, "mask_inside_anchors": True, "suppress_unseen_anchors": 0.0}
+    assert {key: chosen[key] for key in expected} == expected
+    status = json.loads((tiny.out / "4-labels" / "summary.json").read_text())
+    assert "retain" not in status
+    assert "inner" not in status["target"]["positions"]
+    rows = [json.loads(line) for line in (tiny.out / "5-unlearned" / "log.jsonl").read_text().splitlines()]
+    assert {row["lr"] for row in rows} == {1e-6}
