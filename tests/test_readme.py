@@ -80,17 +80,8 @@ def test_files_that_documents_point_to_exist() -> None:
         assert (ROOT / "src" / "forgetkit" / name).exists() or (ROOT / name).exists(), name
 
 
-def test_help_is_quick_and_complete() -> None:
-    import time
-
-    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
-    times = []
-    for _ in range(5):
-        began = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "-m", "forgetkit", "--help"], capture_output=True, text=True, env=environment
-        )
-        times.append(time.perf_counter() - began)
+def test_help_names_every_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "forgetkit", "--help"], capture_output=True, text=True)
     assert done.returncode == 0
     for name in ("run", "demo", "inspect", "anchors", "relabel", "evaluate", "compare", "doctor"):
         assert re.search(rf"^  {name}\b", done.stdout, re.M), name
