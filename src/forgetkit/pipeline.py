@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import os
 import shutil
 import time
@@ -42,7 +41,6 @@ from forgetkit.relabel.preview import write_preview
 from forgetkit.report import build as build_report
 from forgetkit.settings import Section, Settings
 
-log = logging.getLogger("forgetkit")
 ANCHORS, PROPOSED = "anchors.yaml", "proposed.yaml"
 BUNDLED_HELDOUT = Path(__file__).parent / "demo" / "assets" / "heldout"
 RETAIN_FOR_EVALUATION = 10
@@ -382,7 +380,7 @@ def _make_evaluation(context: Context, out: Path, work: Path) -> None:
         roles,
         target,
         Dictionary.load(settings.anchors) if settings.anchors else context.dictionary(),
-        evaluation_texts(settings, context.tokenizer, context.settings, retain),
+        evaluation_texts(context.settings, context.tokenizer, retain),
         context.tokenizer,
         settings,
         context.settings.model,
@@ -409,14 +407,12 @@ def split_retain(retain: BlockedCorpus | None) -> tuple[BlockedCorpus | None, Bl
     )
 
 
-def evaluation_texts(
-    evaluate_settings: Any, tokenizer: Any, settings: Settings, retain: BlockedCorpus | None
-) -> dict[str, BlockedCorpus]:
+def evaluation_texts(settings: Settings, tokenizer: Any, retain: BlockedCorpus | None) -> dict[str, BlockedCorpus]:
     """The texts whose loss must not rise: held-out, neighbour, and the retain blocks not trained on."""
     texts: dict[str, BlockedCorpus] = {}
     paths = {
-        "heldout": evaluate_settings.heldout or (BUNDLED_HELDOUT,),
-        "neighbour": evaluate_settings.neighbour,
+        "heldout": settings.evaluate.heldout or (BUNDLED_HELDOUT,),
+        "neighbour": settings.evaluate.neighbour,
     }
     for name, given in paths.items():
         if given:

@@ -43,7 +43,7 @@ def measure(
     else:
         statistics_only = settings.anchors.model_copy(update={"model_signal": False, "rank_counterparts": False})
         dictionary = build_dictionary(corpus, None, tokenizer, statistics_only, work=out / "work", seed=settings.seed)
-    texts = evaluation_texts(settings.evaluate, tokenizer, settings, None)
+    texts = evaluation_texts(settings, tokenizer, None)
     if retain:
         texts["retain"] = block_documents(read_paths(retain, settings.corpus), tokenizer, blocks)
     roles: dict[str, str | Path] = {"unlearned": model}

@@ -21,8 +21,8 @@ from torch.nn import functional as F
 
 from forgetkit.core.heads import SplitHead
 from forgetkit.core.loop import Loss
+from forgetkit.relabel.combine import MIN_REST
 
-MIN_REST = 1e-6
 CHUNK = 512
 """Rows of full-vocabulary fp32 values alive at one time."""
 
