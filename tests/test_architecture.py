@@ -24,6 +24,7 @@ ORDER = [
     "report",
     "pipeline",
     "demo",
+    "bench",
     "plan",
     "standalone",
     "cli",

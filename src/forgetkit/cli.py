@@ -28,6 +28,10 @@ anchors_app = typer.Typer(help="The dictionary of anchor terms.", no_args_is_hel
 relabel_app = typer.Typer(help="The alternative labels.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(anchors_app, name="anchors")
 app.add_typer(relabel_app, name="relabel")
+bench_app = typer.Typer(
+    help="Benchmarks in which the right answer is known.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(bench_app, name="bench")
 
 Model = Annotated[str, typer.Option(help="Folder or cached Hub id of a causal language model.")]
 Target = Annotated[list[Path], typer.Option(help="Text to un-read: files or folders. May be repeated.")]
@@ -116,7 +120,7 @@ def demo(
     settings = bundled.apply(_settings(config, overrides, preset))
     from forgetkit.pipeline import Inputs
 
-    inputs = Inputs(str(bundled.MODEL), (bundled.TARGET,), (bundled.RETAIN,))
+    inputs = Inputs(str(bundled.MODEL), bundled.target(), (bundled.RETAIN,))
     if dry_run:
         _plan(inputs, settings, as_json)
         return
@@ -169,6 +173,42 @@ def _rich_table(rows: list[list[str]]) -> None:
     if not console.is_terminal:
         console.width = 140
     console.print(table)
+
+
+@bench_app.command("oz")
+def bench_oz(
+    out: Out = Path("runs/oz"),
+    full: Annotated[bool, typer.Option("--full", help="All fifteen Oz books instead of three.")] = False,
+    model: Annotated[
+        str | None, typer.Option(help="Measure this model, made by any method, instead of running ours.")
+    ] = None,
+    ablate: Annotated[
+        list[str] | None,
+        typer.Option(help="Ablation table: 'labels', 'training', or variants by name. May be repeated."),
+    ] = None,
+    config: Config = None,
+    overrides: Set = None,
+    preset: Preset = "default",
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Unlearn Oz beside a twin that never read it: residuals, distance to retraining, label quality, controls."""
+    _hush(quiet)
+    settings = _settings(config, overrides, preset)
+    from forgetkit.bench import ablation, oz
+
+    if ablate:
+        told = ablation.ablate(out, settings, ablate, full=full, on_event=_say)
+        rows = ablation.tables(told)
+    else:
+        told = oz.bench(out, settings, full=full, model=model, on_event=_say)
+        rows = oz.tables(told)
+    if as_json:
+        _print_json(told)
+        return
+    for title, table in rows:
+        typer.echo(f"\n{title}")
+        _rich_table(table)
 
 
 @app.command()

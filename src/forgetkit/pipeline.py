@@ -34,6 +34,9 @@ from forgetkit.core.errors import ForgetkitError, Interrupted
 from forgetkit.core.provenance import pin_threads, seed_everything, versions
 from forgetkit.corpus.blocks import BlockedCorpus, block_documents
 from forgetkit.corpus.readers import input_files, read_paths
+from forgetkit.evaluate.judge import make_judge
+from forgetkit.evaluate.probes import load_probes, probe_files
+from forgetkit.evaluate.retraining import load_seeds
 from forgetkit.evaluate.run import evaluate
 from forgetkit.methods import get as get_method
 from forgetkit.relabel.build import build_labels, load_labels
@@ -180,6 +183,11 @@ def _check(context: Context) -> None:
     for path in (settings.anchors.dictionary, settings.evaluate.anchors):
         if path is not None:
             Dictionary.load(path)
+    if settings.evaluate.probes is not None:
+        load_probes(settings.evaluate.probes)
+        make_judge(settings.evaluate)
+    if settings.evaluate.seeds is not None:
+        load_seeds(settings.evaluate.seeds)
     for paths in (context.inputs.target, context.inputs.retain, settings.evaluate.heldout, settings.evaluate.neighbour):
         if paths:
             input_files(paths)
@@ -268,6 +276,12 @@ def _files(paths: Sequence[Path]) -> str:
 def _file(path: Path | None) -> str:
     """Hash of one file's content; '' for none. A missing one is told by whoever reads it."""
     return artifacts.hash_file(path) if path is not None and path.is_file() else ""
+
+
+def _probes(folder: Path | None) -> str:
+    """Hash of the probe files; '' for none."""
+    files = probe_files(folder) if folder is not None else []
+    return artifacts.hash_json([[p.name, artifacts.hash_file(p)] for p in files]) if files else ""
 
 
 def _made(context: Context, stage: str) -> str:
@@ -424,8 +438,11 @@ def evaluation_texts(settings: Settings, tokenizer: Any, retain: BlockedCorpus |
     return texts
 
 
+_FILES = {"heldout", "neighbour", "anchors", "reference", "probes", "seeds"}
+
+
 def _without_paths(settings: Settings) -> dict[str, Any]:
-    return settings.evaluate.model_dump(mode="json", exclude={"heldout", "neighbour", "anchors", "reference"})
+    return settings.evaluate.model_dump(mode="json", exclude=_FILES)
 
 
 STAGES: tuple[Stage, ...] = (
@@ -485,6 +502,8 @@ STAGES: tuple[Stage, ...] = (
             "heldout": _files(c.settings.evaluate.heldout or [BUNDLED_HELDOUT]),
             "neighbour": _files(c.settings.evaluate.neighbour),
             "reference": models.model_fingerprint(c.reference) if c.reference else "",
+            "probes": _probes(c.settings.evaluate.probes),
+            "seeds": _file(c.settings.evaluate.seeds),
             "evaluate": artifacts.hash_json(_without_paths(c.settings)),
         },
         _make_evaluation,

@@ -95,8 +95,8 @@ class ReinforceSettings(TrainSettings):
     """Passes over the target; 0 makes no reinforced model (labels then use the dictionary alone)."""
 
 
-class LlmSettings(Section):
-    """Optional anchor extraction by a language model behind an OpenAI-compatible endpoint."""
+class EndpointSettings(Section):
+    """A language model behind an OpenAI-compatible endpoint."""
 
     base_url: str | None = None
     """Endpoint, e.g. http://127.0.0.1:8000/v1. None: no model is asked."""
@@ -106,12 +106,17 @@ class LlmSettings(Section):
     """Permit a non-loopback endpoint: the target text is then SENT to that machine."""
     api_key_env: str = "OPENAI_API_KEY"
     """Environment variable that holds the key; the key itself is never written anywhere."""
+    timeout_seconds: float = Field(120.0, gt=0)
+    """Per request."""
+
+
+class LlmSettings(EndpointSettings):
+    """Optional anchor extraction by a language model behind an OpenAI-compatible endpoint."""
+
     block_characters: int = Field(4000, ge=200)
     """Characters of target text per request."""
     max_terms_per_block: int = Field(40, ge=1)
     """More proposals than this from one block are dropped (a sign of prompt injection)."""
-    timeout_seconds: float = Field(120.0, gt=0)
-    """Per request."""
 
 
 class AnchorSettings(Section):
@@ -142,12 +147,16 @@ class RelabelSettings(Section):
     """Strength of subtracting the reinforced model (paper: 5)."""
     space: Literal["logits", "log_probs"] = "log_probs"
     """Combine raw logits (paper) or log-probabilities."""
+    temperature: float = Field(1.1, gt=0)
+    """Ours: the combined prediction is divided by this before it becomes a label (paper: 1). A model is surer of a text
+    it has read than of any other, translated or not; 1.1 takes that surplus away."""
     labels: Literal["soft", "hard"] = "soft"
     """'hard': argmax (paper). 'soft': the distribution, kept as top-k plus the mass of the rest."""
     top_k: int = Field(64, ge=1)
     """Vocabulary entries kept per soft label."""
-    subtract: Literal["everywhere", "anchor_tokens"] = "everywhere"
-    """Subtract over the whole vocabulary (paper), or only from tokens that begin or continue an anchor."""
+    subtract: Literal["everywhere", "anchor_tokens", "near_anchors", "largest_gains"] = "everywhere"
+    """Subtract over the whole vocabulary at every position (paper); or only from tokens that begin or continue an
+    anchor; only at positions within 5 tokens of one; or only from the 16 tokens that reinforcement raised most."""
     mask_seen_anchors: bool = True
     """Rule 1: no loss where the next token begins an anchor already seen in the block."""
     penalise_seen_counterparts: float = Field(5.0, ge=0)
@@ -206,6 +215,16 @@ class EvaluateSettings(Section):
     """Side-by-side completions in results and report."""
     completion_tokens: int = Field(40, ge=1)
     """Tokens per completion."""
+    probes: Path | None = None
+    """Folder of hand-made probes: cloze items, completion and probability prompts (docs/results_schema.md)."""
+    seeds: Path | None = None
+    """Measured distances of the reference's other seeds, for the distance to retraining (`evaluate.retraining`)."""
+    probe_split: Literal["all", "dev", "test"] = "all"
+    """Which part of the probes to measure; tune on dev alone."""
+    judge: Literal["offline", "llm"] = "offline"
+    """Who grades completions: word lists, or a language model (`judge_llm`)."""
+    judge_llm: EndpointSettings = EndpointSettings()
+    """The judge, where `judge` is llm; prompts and completions are sent to it."""
 
 
 class ReportSettings(Section):

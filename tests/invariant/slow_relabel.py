@@ -86,7 +86,7 @@ def slow_labels(
         if s.space == "log_probs":
             v, r = torch.log_softmax(v, -1), torch.log_softmax(r, -1)
         for token in range(len(v)):
-            v[token] = v[token] - s.alpha * max(0.0, float(r[token] - v[token]))
+            v[token] = (v[token] - s.alpha * max(0.0, float(r[token] - v[token]))) / s.temperature
         for token in _counterpart_tokens(seen, counterpart_starts, t_ids, t_offsets):
             v[token] -= s.penalise_seen_counterparts
         for token in set().union(*telltale.values()) if telltale else ():

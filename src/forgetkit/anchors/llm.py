@@ -6,20 +6,15 @@ text here. Replies are cached by block, so that a stopped run asks only for what
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import ipaddress
 import json
 import logging
-import os
 import re
-import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
-from urllib.parse import urlsplit
+from typing import get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from wordfreq import top_n_list
@@ -29,12 +24,10 @@ from forgetkit.anchors.counting import LONGEST
 from forgetkit.anchors.dictionary import Kind
 from forgetkit.anchors.extract import Candidate, locate
 from forgetkit.anchors.words import paragraphs_of_words
-from forgetkit.core.errors import ForgetkitError
+from forgetkit.core.endpoint import TRIES, Endpoint
 from forgetkit.settings import LlmSettings
 
 _LOG = logging.getLogger("forgetkit")
-_TRIES = 3
-_PAUSE = 0.5  # seconds before the second try; doubled before the third
 _PROMPT_VERSION = "1"
 _COMMON_WORDS = 20_000
 _LETTERS = re.compile(r"[^\W\d_](?:[^\W\d_]|[ '’.-])*")
@@ -73,42 +66,21 @@ class Proposal:
     blocks: int
 
 
-def check_endpoint(settings: LlmSettings) -> bool:
-    """Whether `base_url` is on this machine. Raises `ForgetkitError` for others without `allow_remote`."""
-    url = urlsplit(settings.base_url or "")
-    if url.scheme not in ("http", "https") or not url.hostname:
-        raise ForgetkitError("not an http(s) address", "anchors.llm.base_url", "e.g. http://127.0.0.1:8000/v1")
-    local = url.hostname == "localhost"
-    with contextlib.suppress(ValueError):  # a host name; only 'localhost' is known to stay here
-        local = local or ipaddress.ip_address(url.hostname).is_loopback
-    if not local and not settings.allow_remote:
-        raise ForgetkitError(
-            f"the target text would be sent to {url.hostname}",
-            "anchors.llm.base_url",
-            "set anchors.llm.allow_remote=true if that is meant",
-        )
-    return local
-
-
 def propose(texts: Sequence[str], settings: LlmSettings, work: Path, *, min_count: int = 3) -> list[Proposal]:
     """Ask for every block of the texts and keep what the text itself supports, most frequent first.
 
     Raises:
         ForgetkitError: no openai package; a remote endpoint without leave; an endpoint that keeps failing.
     """
-    local = check_endpoint(settings)
-    client = _client(settings, local)
     folder = work / "llm"
-    folder.mkdir(parents=True, exist_ok=True)
     capitals = _capitals(texts)
     votes: dict[str, Counter[tuple[Kind, str]]] = defaultdict(Counter)
-    try:
+    with Endpoint(settings, "anchors.llm") as endpoint:
+        folder.mkdir(parents=True, exist_ok=True)
         for number, block in enumerate(_blocks(texts, settings.block_characters)):
-            terms = _ask_cached(client, block, settings, folder, number)
+            terms = _ask_cached(endpoint, block, folder, number)
             for term in verified(terms, block, capitals, settings.max_terms_per_block):
                 votes[term.term][(_kind(term.kind), term.counterpart)] += 1
-    finally:
-        client.close()
     found = locate(votes, texts, lambda t, c, n: root_llr(c, n * min(background(w.lower()) for w in t)))
     out = []
     for candidate in found:
@@ -180,29 +152,17 @@ def _blocks(texts: Sequence[str], size: int) -> Iterator[str]:
             at = end
 
 
-def _client(settings: LlmSettings, local: bool) -> Any:
-    try:
-        import openai
-    except ImportError as error:
-        raise ForgetkitError(
-            "the openai package is not installed", "anchors.llm", "pip install 'forgetkit[llm]'"
-        ) from error
-    # A proxy from the environment or a redirect would carry the text off this machine.
-    http = openai.DefaultHttpxClient(trust_env=not local, follow_redirects=False, timeout=settings.timeout_seconds)
-    key = os.environ.get(settings.api_key_env) or "none"
-    return openai.OpenAI(base_url=settings.base_url, api_key=key, max_retries=0, http_client=http)
-
-
-def _ask_cached(client: Any, block: str, settings: LlmSettings, folder: Path, number: int) -> list[_Term]:
+def _ask_cached(endpoint: Endpoint, block: str, folder: Path, number: int) -> list[_Term]:
+    settings = endpoint.settings
     identity = json.dumps([_PROMPT_VERSION, settings.model, settings.base_url, block], ensure_ascii=False)
     path = folder / (hashlib.sha256(identity.encode("utf-8", "surrogatepass")).hexdigest() + ".json")
     if path.exists():
         terms = _parse(path.read_text("utf-8"))
         if terms is not None:
             return terms
-    terms = _ask(client, block, settings, number)
+    terms = _ask(endpoint, block, number)
     if terms is None:  # not cached: the next run may be luckier
-        _LOG.warning("language model: no readable answer for block %d after %d tries; left out", number, _TRIES)
+        _LOG.warning("language model: no readable answer for block %d after %d tries; left out", number, TRIES)
         return []
     partial = path.with_suffix(".partial")
     partial.write_text(_Reply(anchors=terms).model_dump_json(), "utf-8")
@@ -210,38 +170,15 @@ def _ask_cached(client: Any, block: str, settings: LlmSettings, folder: Path, nu
     return terms
 
 
-def _ask(client: Any, block: str, settings: LlmSettings, number: int) -> list[_Term] | None:
+def _ask(endpoint: Endpoint, block: str, number: int) -> list[_Term] | None:
     """The block's proposals; None if no answer could be read."""
-    import openai
-
     salvaged: list[_Term] | None = None
-    fault: openai.OpenAIError | None = None
-    messages = [
-        {"role": "system", "content": _SYSTEM},
-        {"role": "user", "content": f"<text>\n{_without_delimiters(block)}\n</text>"},
-    ]
-    for attempt in range(_TRIES):
-        if attempt:
-            time.sleep(_PAUSE * 2 ** (attempt - 1))
-        try:
-            answer = client.chat.completions.create(model=settings.model, messages=messages, temperature=0)
-        except openai.APIStatusError as error:
-            if error.status_code < 500 and error.status_code not in (408, 409, 429):
-                raise _failed(settings, number, f"status {error.status_code}") from None
-            fault = error
-            continue
-        except (openai.APIConnectionError, openai.APIResponseValidationError) as error:
-            fault = error
-            continue
-        fault = None
-        text = (answer.choices[0].message.content or "") if getattr(answer, "choices", None) else ""
+    user = f"<text>\n{_without_delimiters(block)}\n</text>"
+    for text in endpoint.answers(_SYSTEM, user, f"block {number}"):
         terms = _parse(text)
         if terms is not None:
             return terms
         salvaged = _salvage(text) or salvaged
-    if fault is not None:
-        status = getattr(fault, "status_code", None)
-        raise _failed(settings, number, f"status {status}" if status else type(fault).__name__)
     return salvaged
 
 
@@ -249,15 +186,6 @@ def _without_delimiters(block: str) -> str:
     while _DELIMITER.search(block):  # taking one out may join the halves of another
         block = _DELIMITER.sub("", block)
     return block
-
-
-def _failed(settings: LlmSettings, number: int, what: str) -> ForgetkitError:
-    # Neither the reply nor the request is quoted: they may hold the text or the key.
-    return ForgetkitError(
-        f"the language model's endpoint failed on block {number} ({what})",
-        urlsplit(settings.base_url or "").hostname or "anchors.llm",
-        "check the endpoint and run again; finished blocks are kept",
-    )
 
 
 def _parse(text: str) -> list[_Term] | None:

@@ -9,6 +9,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from forgetkit.evaluate.cache import Part
+from forgetkit.evaluate.cloze import ClozeScores
+from forgetkit.evaluate.extraction import Extraction
+from forgetkit.evaluate.familiarity import per_prompt
 from forgetkit.evaluate.health import Fluency, HealthNumbers, HealthVerdict, judge_health
 from forgetkit.evaluate.losses import BlockDivergence, BlockLosses
 from forgetkit.evaluate.plan import Plan
@@ -35,6 +38,13 @@ METRICS = (
     Metric("recall.reciprocal_rank", "anchor recall (reciprocal rank)", "forget", "", 1),
     Metric("recall.anchor_probability", "whole-anchor recall (probability)", "forget", "", 1),
     Metric("recall.anchor_log_probability", "whole-anchor recall (log-probability)", "forget", "nats", 1),
+    Metric("familiarity.completion", "familiarity (completion)", "forget", "", 1),
+    Metric("familiarity.probability", "familiarity (probability)", "forget", "", 1),
+    Metric("cloze.accuracy", "cloze accuracy", "forget", "", 1),
+    Metric("cloze.accuracy.anchor", "cloze accuracy, answers about anchors", "forget", "", 1),
+    Metric("cloze.accuracy.other", "cloze accuracy, other answers", "forget", "", 1),
+    Metric("cloze.probability", "cloze probability of the answer", "forget", "", 1),
+    Metric("extraction.strength", "extraction strength", "forget", "", 1),
     Metric("loss.target", "loss on the target", "forget", "nats/token", -1),
     Metric("divergence.target", "KL(reference, model) on the target", "forget", "nats/token", 1),
     Metric("agreement.target", "top-1 agreement with the reference on the target", "forget", "", -1),
@@ -53,6 +63,14 @@ def series_of(parts: Mapping[str, Part], plan: Plan) -> dict[str, Series]:
     if "recall" in parts and plan.places:
         scores = RecallScores(**parts["recall"].arrays)
         found |= {f"recall.{name}": one for name, one in scores.series(plan.places).items()}
+    if "cloze" in parts:
+        cloze = ClozeScores(**parts["cloze"].arrays)
+        found |= {f"cloze.{name}": one for name, one in cloze.series(plan.probes.cloze).items()}
+    for name, array in (("familiarity.completion", "score"), ("familiarity.probability", "probability")):
+        if name in parts:
+            found[name] = per_prompt(parts[name].arrays[array])
+    if "extraction" in parts:
+        found["extraction.strength"] = Extraction(**parts["extraction"].arrays).series()
     for name in plan.texts:
         if f"loss.{name}" in parts:
             found[f"loss.{name}"] = block_losses(parts[f"loss.{name}"]).series()
@@ -133,6 +151,15 @@ def why_missing(key: str, plan: Plan, roles: Mapping[str, Any]) -> str:
     kind, _, text = key.partition(".")
     if kind == "recall":
         return "no cue-free place: no anchor of the dictionary occurs after enough context without itself"
+    if kind in ("cloze", "familiarity"):
+        if plan.settings.probes is None:
+            return "no probes were given"
+        probes = plan.probes
+        given = {"completion": probes.completions, "probability": probes.probabilities}
+        found = probes.cloze if kind == "cloze" else given[text]
+        return "not measured" if found else "no probe of this kind is about the target"
+    if kind == "extraction":
+        return "not measured"
     if text not in plan.texts:
         return f"no {text} text was given"
     if kind in ("divergence", "agreement"):
@@ -179,11 +206,19 @@ def comparisons(
     return differences, ways
 
 
+def normalised_residual(way: Mapping[str, Any]) -> dict[str, Any]:
+    """NR = (U - R) / (O - R) = 1 - way to the reference: 0 = as if never read, 1 = untouched, below 0 = past it."""
+    value, low, high = (None if way[name] is None else 1.0 - way[name] for name in ("value", "high", "low"))
+    return {"value": value, "low": low, "high": high, "reason": way["reason"]}
+
+
 def finite(value: float | None) -> float | None:
     """The value, or None where JSON has no number for it."""
     return None if value is None or not math.isfinite(value) else float(value)
 
 
-def numbers(array: np.ndarray) -> list[float | None]:
+def numbers(array: np.ndarray) -> list[Any]:
     """An array as strict JSON: NaN and infinities become None."""
-    return [finite(x) for x in array.tolist()]
+    if array.dtype.kind == "i":
+        return list(array.tolist())
+    return [numbers(row) for row in array] if array.ndim > 1 else [finite(x) for x in array.tolist()]

@@ -12,12 +12,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from forgetkit.core.progress import progress
 from forgetkit.corpus.blocks import BlockedCorpus
-from forgetkit.evaluate.forward import generate
+from forgetkit.evaluate.forward import generate, vocabulary_size
 from forgetkit.evaluate.recall import Place, document_spans
 
 MIN_PROMPT = 8
 _SENTENCE = re.compile(r"[.!?][\"'”’)]*\s+(?=[\"'“‘(]*\w)")
 _ROWS = 16
+TOP = 5
+"""Most probable tokens kept per position."""
+SHOWN = 0.02
+"""Least probability of an alternative that is told in results.json: the rest would only swell the file."""
 
 
 @dataclass(frozen=True)
@@ -82,11 +86,16 @@ def _sentence_prompts(corpus: BlockedCorpus, places: list[Place], context: int, 
 
 @dataclass(frozen=True)
 class Completions:
-    """Greedy continuations [n, tokens]: ids, probability of each chosen token, length before its end."""
+    """Greedy continuations [n, tokens]: ids, probability of each chosen token, length before its end.
+
+    top_ids, top_probability [n, tokens, TOP]: the most probable tokens, in order.
+    """
 
     ids: np.ndarray
     probability: np.ndarray
     lengths: np.ndarray
+    top_ids: np.ndarray
+    top_probability: np.ndarray
 
 
 def measure_completions(
@@ -95,6 +104,8 @@ def measure_completions(
     """Continue every prompt; prompts of one batch have equal length, so nothing is padded."""
     ids = np.zeros((len(prompts), tokens), dtype=np.int64)
     probability = np.zeros((len(prompts), tokens))
+    top = min(TOP, vocabulary_size(model))
+    top_ids, top_probability = (np.zeros((len(prompts), tokens, top), dtype) for dtype in (np.int64, np.float64))
     lengths = np.zeros(len(prompts), dtype=np.int64)
     bos = [] if corpus.bos_id is None else [corpus.bos_id]
     by_size: dict[int, list[int]] = {}
@@ -104,10 +115,11 @@ def measure_completions(
     with progress("completions", len(prompts), "prompts") as bar:
         for batch in batches:
             rows = [bos + corpus.ids[prompts[i].first : prompts[i].last].tolist() for i in batch]
-            made = generate(model, torch.tensor(rows, dtype=torch.long), tokens, eos_id=eos_id)
+            made = generate(model, torch.tensor(rows, dtype=torch.long), tokens, eos_id=eos_id, top=top)
             ids[batch], probability[batch], lengths[batch] = made.ids, made.probability, made.lengths
+            top_ids[batch], top_probability[batch] = made.top_ids, made.top_probability
             bar.advance(len(batch))
-    return Completions(ids, probability, lengths)
+    return Completions(ids, probability, lengths, top_ids, top_probability)
 
 
 def prompt_text(corpus: BlockedCorpus, prompt: Prompt, tokens: int) -> tuple[str, str]:
@@ -121,7 +133,10 @@ def prompt_text(corpus: BlockedCorpus, prompt: Prompt, tokens: int) -> tuple[str
 def completion_json(
     tokenizer: PreTrainedTokenizerBase, corpus: BlockedCorpus, prompt: Prompt, made: Completions, i: int
 ) -> dict[str, Any]:
-    """One model's continuation: text, token strings and probabilities (None where not finite)."""
+    """One model's continuation: text, token strings, probabilities (None where not finite), alternatives.
+
+    alternatives: per token the other most probable ones as text -> probability, in order, from `SHOWN` up.
+    """
     ids = made.ids[i, : made.lengths[i]].tolist()
     before = corpus.ids[prompt.first : prompt.last].tolist()
     head, whole = _decode(tokenizer, before), _decode(tokenizer, before + ids)
@@ -129,8 +144,18 @@ def completion_json(
     return {
         "text": whole[len(head) :] if whole.startswith(head) else _decode(tokenizer, ids),
         "tokens": [_decode(tokenizer, [token]) for token in ids],
-        "probabilities": [p if np.isfinite(p) else None for p in kept],
+        "probabilities": [round(p, 4) if np.isfinite(p) else None for p in kept],
+        "alternatives": [_alternatives(tokenizer, made, i, at) for at in range(len(ids))],
     }
+
+
+def _alternatives(tokenizer: PreTrainedTokenizerBase, made: Completions, i: int, at: int) -> dict[str, float]:
+    """What else the model had in mind; of tokens that read alike (parts of a character) the more probable one."""
+    told: dict[str, float] = {}
+    for token, p in zip(made.top_ids[i, at].tolist(), made.top_probability[i, at].tolist(), strict=True):
+        if token != made.ids[i, at] and p >= SHOWN:
+            told.setdefault(_decode(tokenizer, [token]), round(p, 3))
+    return told
 
 
 def _decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:

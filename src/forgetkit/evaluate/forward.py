@@ -62,17 +62,22 @@ def length_batches(lengths: Sequence[int], kept: Sequence[int], vocabulary: int,
         yield batch
 
 
+def keeping(model: PreTrainedModel, keep: int) -> dict[str, int]:
+    """Argument by which a model computes the logits of the last `keep` positions alone, if it can (0: of all)."""
+    can = keep > 0 and "logits_to_keep" in inspect.signature(model.forward).parameters
+    return {"logits_to_keep": keep} if can else {}
+
+
 def forward_logits(model: PreTrainedModel, ids: Tensor, mask: Tensor | None = None, keep: int = 0) -> Tensor:
     """Logits [B, T or keep, V] of ids Long[B, T], in the model's dtype; keep > 0: the last positions alone.
 
     Raises ForgetkitError where the sequence does not fit into the context window.
     """
     check_window(model, ids.shape[1], "a measurement")
-    extra = {"logits_to_keep": keep} if keep and "logits_to_keep" in inspect.signature(model.forward).parameters else {}
     with torch.inference_mode():
         ids = ids.to(model.device)
         mask = torch.ones_like(ids) if mask is None else mask.to(model.device)
-        logits: Tensor = model(input_ids=ids, attention_mask=mask, use_cache=False, **extra).logits
+        logits: Tensor = model(input_ids=ids, attention_mask=mask, use_cache=False, **keeping(model, keep)).logits
     return logits[:, -keep:] if keep else logits
 
 
@@ -80,13 +85,16 @@ class Generation(NamedTuple):
     """Continuations of equal-length prompts.
 
     ids int64[B, N]; probability float64[B, N] of each chosen token under the model (temperature 1);
-    lengths int64[B]: tokens before the end-of-text token; finite: whether every logit was.
+    lengths int64[B]: tokens before the end-of-text token; finite: whether every logit was;
+    top_ids int64[B, N, K], top_probability float64[B, N, K]: the most probable tokens of each step, in order.
     """
 
     ids: np.ndarray
     probability: np.ndarray
     lengths: np.ndarray
     finite: bool
+    top_ids: np.ndarray
+    top_probability: np.ndarray
 
 
 def generate(
@@ -96,8 +104,11 @@ def generate(
     *,
     eos_id: int | None = None,
     seed: int | None = None,
+    top: int = 0,
 ) -> Generation:
     """Continue prompts Long[B, T] by `tokens` tokens with a KV cache; greedy, or sampled with a seed.
+
+    top: how many of the most probable tokens to keep of every step (at most the vocabulary).
 
     Own loop rather than `model.generate`: no option of the model's generation_config (penalties, temperature)
     may colour a measurement, sampling has its own generator, and a non-finite model is reported instead of
@@ -107,6 +118,8 @@ def generate(
     generator = torch.Generator().manual_seed(seed) if seed is not None else None
     chosen: list[Tensor] = []
     probability: list[Tensor] = []
+    top_ids: list[Tensor] = []
+    top_probability: list[Tensor] = []
     finite, past, step = True, None, prompts.to(model.device)
     mask = torch.ones_like(step)
     with torch.inference_mode():
@@ -121,9 +134,19 @@ def generate(
             token = torch.multinomial(p, 1, generator=generator) if generator else logits.argmax(-1, keepdim=True)
             chosen.append(token)
             probability.append(p.gather(-1, token))
+            best = p.topk(min(top, p.shape[-1]), -1)
+            top_ids.append(best.indices)
+            top_probability.append(best.values)
             step = token.to(model.device)
             mask = torch.cat([mask, torch.ones_like(step)], 1)
     ids = torch.cat(chosen, 1).numpy()
     ended = ids == eos_id if eos_id is not None else np.zeros_like(ids, dtype=bool)
     lengths = np.where(ended.any(1), ended.argmax(1), ids.shape[1]).astype(np.int64)
-    return Generation(ids, torch.cat(probability, 1).double().numpy(), lengths, finite)
+    return Generation(
+        ids,
+        torch.cat(probability, 1).double().numpy(),
+        lengths,
+        finite,
+        torch.stack(top_ids, 1).numpy(),
+        torch.stack(top_probability, 1).double().numpy(),
+    )

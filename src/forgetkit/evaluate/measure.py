@@ -14,17 +14,22 @@ import torch
 from safetensors import safe_open
 from transformers import PreTrainedModel
 
+from forgetkit.core.artifacts import hash_json
 from forgetkit.core.models import load_model, local_folder, model_fingerprint
 from forgetkit.evaluate.cache import Part, Store
+from forgetkit.evaluate.cloze import measure_cloze
 from forgetkit.evaluate.completions import measure_completions
+from forgetkit.evaluate.extraction import measure_extraction
+from forgetkit.evaluate.familiarity import TOKENS, completion_score, measure_continuations, measure_probability
 from forgetkit.evaluate.forward import vocabulary_size
 from forgetkit.evaluate.health import NEW_TOKENS, measure_fluency, nonfinite_weights
+from forgetkit.evaluate.judge import make_judge
 from forgetkit.evaluate.losses import measure_divergence, measure_losses
 from forgetkit.evaluate.plan import Plan
 from forgetkit.evaluate.recall import measure_recall
 from forgetkit.settings import ModelSettings
 
-VERSION = 1  # of the measures: part of every cache key, to be raised when a measure changes
+VERSION = 2  # of the measures: part of every cache key, to be raised when a measure changes
 
 
 class LazyModel:
@@ -91,17 +96,18 @@ class Measurer:
             return parts
         parts |= {f"loss.{name}": self.loss(source, name) for name in self.plan.texts}
         parts |= {"recall": self.recall(source), "fluency": self.fluency(source)}
+        parts |= {"extraction": self.extraction(source), **self.probes(source)}
         if self.plan.prompts:
             parts["completions"] = self.completions(source)
         return parts
 
     def snapshot(self, source: LazyModel) -> dict[str, Part]:
-        """The measures of a point on the curve: recall, and loss on the target and on the health text."""
+        """The measures of a point on the curve: recall, probes, loss on the target and on the health text."""
         names = dict.fromkeys(("target", self.plan.health_text))
         parts = {"weights": self.weights(source)}
         if parts["weights"].info["nonfinite"]:
             return parts
-        parts["recall"] = self.recall(source)
+        parts |= {"recall": self.recall(source), **self.probes(source)}
         return parts | {f"loss.{name}": self.loss(source, name) for name in names if name in self.plan.texts}
 
     def weights(self, source: LazyModel) -> Part:
@@ -176,6 +182,71 @@ class Measurer:
         spans = [[p.first, p.last] for p in plan.prompts]
         inputs = {"text": plan.digests["target"], "prompts": spans, "tokens": tokens, "eos": plan.eos_id}
         return self._part("completions", source, inputs, make)
+
+    def extraction(self, source: LazyModel) -> Part:
+        """Extraction strength of the sampled blocks of the target."""
+        plan, blocks = self.plan, self.plan.blocks["target"]
+
+        def make() -> Part:
+            return Part(asdict(measure_extraction(source.model, plan.target, blocks)), {})
+
+        return self._part("extraction", source, {"text": plan.digests["target"], "blocks": blocks}, make)
+
+    def probes(self, source: LazyModel) -> dict[str, Part]:
+        """Cloze items and both familiarities, those of them that there are probes for."""
+        probes = self.plan.probes
+        parts: dict[str, Part] = {}
+        if probes.cloze:
+            parts["cloze"] = self.cloze(source)
+        if probes.completions:
+            parts["familiarity.completion"] = self.familiar_completions(source)
+        if probes.probabilities:
+            parts["familiarity.probability"] = self.familiar_words(source)
+        return parts
+
+    def cloze(self, source: LazyModel) -> Part:
+        """Scores of every cloze item."""
+        plan, items, bos = self.plan, self.plan.probes.cloze, self.plan.target.bos_id
+
+        def make() -> Part:
+            return Part(asdict(measure_cloze(source.model, plan.tokenizer, items, bos)), {})
+
+        return self._part(
+            "cloze", source, {"options": hash_json([[i.prompt, i.options] for i in items]), "bos": bos}, make
+        )
+
+    def familiar_words(self, source: LazyModel) -> Part:
+        """Probability of the familiar words of every probability prompt."""
+        plan, probes, bos = self.plan, self.plan.probes.probabilities, self.plan.target.bos_id
+
+        def make() -> Part:
+            return Part({"probability": measure_probability(source.model, plan.tokenizer, probes, bos)}, {})
+
+        words = hash_json([[p.prompt, p.familiar] for p in probes])
+        return self._part("familiarity.probability", source, {"words": words, "bos": bos}, make)
+
+    def familiar_completions(self, source: LazyModel) -> Part:
+        """Continuations of the completion prompts, graded. New grades do not need new continuations."""
+        plan, probes, bos = self.plan, self.plan.probes.completions, self.plan.target.bos_id
+        judge = make_judge(plan.settings)
+
+        def go_on() -> Part:
+            prompts = [probe.prompt for probe in probes]
+            made = measure_continuations(source.model, plan.tokenizer, prompts, bos, plan.eos_id)
+            return Part({"finite": np.array(made.finite)}, {"texts": made.texts})
+
+        inputs = {"prompts": [p.prompt for p in probes], "tokens": TOKENS, "bos": bos, "eos": plan.eos_id}
+        made = self._part("continuations", source, inputs, go_on)
+
+        def make() -> Part:
+            grades = judge.grades(probes, made.info["texts"], plan.probes.lexicon)
+            score = completion_score(grades, made.arrays["finite"].tolist())
+            return Part({"grade": np.array(grades, dtype=np.int64), "score": score}, {"texts": made.info["texts"]})
+
+        inputs |= {"judge": judge.identity, "terms": hash_json([[p.references for p in probes], plan.probes.lexicon])}
+        graded = self._part("familiarity.completion", source, inputs, make)
+        seconds = made.info["seconds"] + graded.info["seconds"]
+        return Part(graded.arrays, graded.info | {"seconds": round(seconds, 3)})
 
     def divergence(self, reference: LazyModel, source: LazyModel, name: str) -> Part:
         """KL(reference || model) and top-1 agreement on the text `name`; holds two models in memory."""

@@ -13,9 +13,11 @@ from transformers import PreTrainedTokenizerBase
 
 from forgetkit.anchors.dictionary import Dictionary
 from forgetkit.corpus.blocks import BlockedCorpus
+from forgetkit.evaluate.cloze import chance
 from forgetkit.evaluate.completions import Prompt, choose_prompts
 from forgetkit.evaluate.health import health_prompts
 from forgetkit.evaluate.losses import sample_blocks
+from forgetkit.evaluate.probes import Probes, load_probes
 from forgetkit.evaluate.recall import Place, PlaceCounts, eligible_places, sample_places
 from forgetkit.settings import EvaluateSettings
 
@@ -25,7 +27,7 @@ HEALTH_ORDER = ("heldout", "neighbour", "retain")
 
 @dataclass(frozen=True)
 class Plan:
-    """Places, blocks and prompts. texts holds 'target' too, in the order of `TEXT_ORDER`.
+    """Places, blocks, prompts and probes. texts holds 'target' too, in the order of `TEXT_ORDER`.
 
     health_text: the text on which health is measured; 'target' where there is no other, and then loss and
     entropy say nothing about health (they are meant to change there).
@@ -40,6 +42,8 @@ class Plan:
     health_text: str
     health_prompts: Tensor
     eos_id: int | None
+    probes: Probes
+    tokenizer: Any
     settings: EvaluateSettings
     seed: int
 
@@ -57,7 +61,11 @@ def make_plan(
     settings: EvaluateSettings,
     seed: int,
 ) -> Plan:
-    """Choose everything that is measured; deterministic in its arguments."""
+    """Choose everything that is measured; deterministic in its arguments.
+
+    Raises:
+        ForgetkitError: a probe file that cannot be read.
+    """
     everything = {name: ({"target": target} | dict(texts)).get(name) for name in TEXT_ORDER}
     kept = {name: corpus for name, corpus in everything.items() if corpus is not None and corpus.n_tokens > 0}
     eligible, counts = eligible_places(target, dictionary, settings.recall_context)
@@ -76,9 +84,20 @@ def make_plan(
         health_text=health_text,
         health_prompts=health_prompts(kept.get(health_text, target)),
         eos_id=tokenizer.eos_token_id if isinstance(tokenizer.eos_token_id, int) else None,
+        probes=_probes(target, settings),
+        tokenizer=tokenizer,
         settings=settings,
         seed=seed,
     )
+
+
+def _probes(target: BlockedCorpus, settings: EvaluateSettings) -> Probes:
+    """The probes of the chosen split about the target's documents."""
+    if settings.probes is None:
+        return Probes()
+    # A document's name is its file's, perhaps below a folder and with a title after it (corpus.readers).
+    files = {document.name.split(": ")[0].rsplit("/")[-1] for document in target.documents}
+    return load_probes(settings.probes, files, None if settings.probe_split == "all" else settings.probe_split)
 
 
 def digest(corpus: BlockedCorpus) -> str:
@@ -109,4 +128,17 @@ def describe(plan: Plan, dictionary: Dictionary) -> dict[str, Any]:
             "context_tokens": plan.settings.recall_context,
             **asdict(plan.place_counts),
         },
+        "probes": {
+            "split": plan.settings.probe_split,
+            "judge": plan.settings.judge,
+            "cloze": {
+                "n": len(plan.probes.cloze),
+                "unknown": plan.probes.unknown,
+                "chance": chance(plan.probes.cloze),
+            },
+            "completion": {"n": len(plan.probes.completions)},
+            "probability": {"n": len(plan.probes.probabilities)},
+        }
+        if plan.settings.probes
+        else None,
     }

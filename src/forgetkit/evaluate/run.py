@@ -23,14 +23,29 @@ from forgetkit.corpus.blocks import BlockedCorpus
 from forgetkit.evaluate import assemble
 from forgetkit.evaluate.cache import Part, Store
 from forgetkit.evaluate.completions import Completions, completion_json, prompt_text
+from forgetkit.evaluate.health import HealthVerdict
+from forgetkit.evaluate.losses import BlockDivergence
 from forgetkit.evaluate.measure import LazyModel, Measurer
 from forgetkit.evaluate.plan import Plan, describe, make_plan
+from forgetkit.evaluate.retraining import Seeds, distance, load_seeds
+from forgetkit.evaluate.statistics import Estimate
 from forgetkit.settings import EvaluateSettings, ModelSettings
 
 SCHEMA_VERSION = 1
 ROLES = ("baseline", "reference", "unlearned")
 COMPARED_TEXTS = ("target", "heldout")
-CURVE = ("recall.probability", "recall.top1", "recall.anchor_probability", "loss.target", "loss.heldout")
+CURVE = (
+    "recall.probability",
+    "recall.top1",
+    "recall.anchor_probability",
+    "familiarity.completion",
+    "familiarity.probability",
+    "cloze.accuracy",
+    "loss.target",
+    "loss.heldout",
+)
+WITHHELD = ("recall", "cloze", "familiarity.completion", "familiarity.probability", "extraction")
+"""Parts that tell how much is forgotten: of a model that is not healthy they are withheld in the details too."""
 
 
 def evaluate(
@@ -57,11 +72,12 @@ def evaluate(
 
     Raises:
         ForgetkitError: unknown role or text, no model, tokenizers that differ, a context window that is too
-        small.
+        small, probes that cannot be read, a judge that does not answer.
     """
     _check_names(models, texts)
     _check_tokenizers(models, tokenizer, target)
     plan = make_plan(target, dictionary, texts, tokenizer, settings, seed)
+    seeds = load_seeds(settings.seeds) if settings.seeds is not None else None
     measurer = Measurer(plan, Store(work if work is not None else out / "work"))
     sources = {role: LazyModel(models[role], model_settings) for role in ROLES if role in models}
     parts: dict[str, dict[str, Part]] = {}
@@ -74,7 +90,7 @@ def evaluate(
         source = LazyModel((snapshots or {})[step], model_settings)
         curve[step] = (source, measurer.snapshot(source))
         source.close()
-    results = _results(plan, dictionary, sources, parts, curve, tokenizer, model_settings)
+    results = _results(plan, dictionary, sources, parts, curve, tokenizer, model_settings, seeds)
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "details.json", _details(plan, dictionary, results, parts, curve))
     write_json(out / "results.json", results)
@@ -135,6 +151,7 @@ def _results(
     curve: Mapping[int, tuple[LazyModel, dict[str, Part]]],
     tokenizer: PreTrainedTokenizerBase,
     model_settings: ModelSettings,
+    seeds: Seeds | None,
 ) -> dict[str, Any]:
     baseline = parts.get("baseline")
     verdicts = {role: assemble.judge(role, own, baseline, plan) for role, own in parts.items()}
@@ -143,6 +160,7 @@ def _results(
         for role in ("baseline", "unlearned"):
             series["reference"] |= assemble.itself(series.get(role, {}))
     differences, ways = assemble.comparisons(series, verdicts, plan.seed)
+    residuals = {key: assemble.normalised_residual(way) for key, way in ways.items()}
     rows: list[dict[str, Any]] = []
     if "baseline" in sources:
         rows.append(_curve_row(0, sources["baseline"], parts["baseline"], None, plan))
@@ -181,9 +199,41 @@ def _results(
         },
         "differences": differences,
         "way_to_reference": ways,
+        "normalised_residual": residuals,
+        "distance_to_retraining": _distances(plan, sources, parts, verdicts, seeds),
         "curve": rows,
         "completions": _completions(plan, dictionary, parts, tokenizer),
     }
+
+
+def _distances(
+    plan: Plan,
+    sources: Mapping[str, LazyModel],
+    parts: Mapping[str, Mapping[str, Part]],
+    verdicts: Mapping[str, HealthVerdict],
+    seeds: Seeds | None,
+) -> dict[str, Any]:
+    """How far the unlearned model is from retraining, in units of another retrained seed (`evaluate.retraining`)."""
+    out: dict[str, Any] = {}
+    for text in COMPARED_TEXTS:
+        part = parts.get("unlearned", {}).get(f"divergence.{text}")
+        reason = ""
+        if part is None or "reference" not in sources:
+            reason = "not measured: no unlearned model, no reference, or no such text"
+        elif seeds is None:
+            reason = "no other seed of the reference is known (evaluate.seeds)"
+        elif seeds.reference != sources["reference"].fingerprint:
+            reason = "the known seeds belong to another reference"
+        elif text == "target" and not verdicts["unlearned"].healthy:
+            reason = "withheld: unlearned not healthy"
+        for what in ("divergence", "agreement"):
+            if reason or part is None or seeds is None:
+                found = Estimate(None, reason=reason)
+            else:
+                others = seeds.null(plan.digests[text], plan.blocks[text])
+                found = distance(BlockDivergence(**part.arrays), others, what, plan.seed)
+            out.setdefault(text, {})[what] = assemble.estimate_json(found)
+    return out
 
 
 def _curve_row(
@@ -230,15 +280,18 @@ def _details(
     parts: Mapping[str, Mapping[str, Part]],
     curve: Mapping[int, tuple[LazyModel, dict[str, Part]]],
 ) -> dict[str, Any]:
-    """Arrays per place and per block; forgetting scores of an unhealthy model are withheld here too."""
+    """Arrays per place, block and probe; forgetting scores of an unhealthy model are withheld here too."""
 
     def arrays(own: Mapping[str, Part], health: Mapping[str, Any]) -> dict[str, Any]:
         sick = health["status"] != "healthy"
-        withheld = ("recall", "loss.target", "divergence.target")
+        withheld = (*WITHHELD, "loss.target", "divergence.target")
+        texts = {name: {"texts": part.info["texts"]} for name, part in own.items() if "texts" in part.info}
         return {
-            name: None if sick and name in withheld else {k: assemble.numbers(v) for k, v in part.arrays.items()}
+            name: None
+            if sick and name in withheld
+            else {k: assemble.numbers(v) for k, v in part.arrays.items()} | texts.get(name, {})
             for name, part in own.items()
-            if name == "recall" or name.startswith(("loss.", "divergence."))
+            if name in WITHHELD or name.startswith(("loss.", "divergence."))
         }
 
     rows = {row["step"]: row for row in results["curve"]}
@@ -257,6 +310,11 @@ def _details(
             for place in plan.places
         ],
         "blocks": plan.blocks,
+        "probes": {
+            "cloze": [item.model_dump(mode="json") for item in plan.probes.cloze],
+            "completion": [probe.model_dump(mode="json") for probe in plan.probes.completions],
+            "probability": [probe.model_dump(mode="json") for probe in plan.probes.probabilities],
+        },
         "models": {role: arrays(own, results["models"][role]["health"]) for role, own in parts.items()},
         "curve": [{"step": step, **arrays(own, rows[step]["health"])} for step, (_, own) in curve.items()],
     }

@@ -122,3 +122,15 @@ def way_to_reference(
     with np.errstate(divide="ignore", invalid="ignore"):
         draws = (o - u) / (o - r)
     return Estimate((baseline.mean - unlearned.mean) / gap, *_interval(draws))
+
+
+def ratio_of_means(a: Series, b: Series, *, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
+    """mean(a) / mean(b) with its paired bootstrap interval (percentile, 95%); withheld unless mean(b) > 0."""
+    if not (a.finite and b.finite):
+        return Estimate(None, reason="not measured, or not finite")
+    if not b.mean > 0:
+        return Estimate(None, reason="nothing to divide by")
+    draws = bootstrap_means([a, b], resamples=resamples, seed=seed)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = draws[0] / draws[1]
+    return Estimate(a.mean / b.mean, *_interval(ratios))

@@ -6,9 +6,14 @@ from importlib.metadata import entry_points
 
 from forgetkit.core.errors import ForgetkitError, suggest
 from forgetkit.methods.base import Method
+from forgetkit.methods.controls import GradientAscent, RandomLabels
 from forgetkit.methods.whp import WhpLoss
 
-_OWN = {"whp": Method("whp", WhpLoss)}
+_OWN = {
+    "whp": Method("whp", WhpLoss),
+    "gradient_ascent": Method("gradient_ascent", GradientAscent),
+    "random_labels": Method("random_labels", RandomLabels),
+}
 
 
 def available() -> dict[str, Method]:

@@ -39,6 +39,8 @@ from forgetkit.relabel.shards import BlockLabels, LabelShards, id_type, write_in
 from forgetkit.settings import RelabelSettings
 
 BLOCKS_PER_SHARD = 256
+NEAR_ANCHOR, LARGEST_GAINS = 5, 16
+"""What `relabel.subtract` means by near (tokens) and by largest (tokens of the vocabulary)."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,12 @@ def plain_blocks(corpus: BlockedCorpus) -> Iterator[PreparedBlock]:
         yield PreparedBlock(ids, ids, plan)
 
 
+def near_anchors(role: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Positions whose next token is an anchor's or lies within `NEAR_ANCHOR` tokens of one; bool [n]."""
+    anchor = (role != Role.OTHER).astype(np.int64)
+    return np.convolve(anchor, np.ones(2 * NEAR_ANCHOR + 1, np.int64))[NEAR_ANCHOR:][: len(role)] > 0
+
+
 class Labeller:
     """Turns prepared blocks into labels with one or two models."""
 
@@ -102,6 +110,7 @@ class Labeller:
         self.vocab_size = int(baseline.get_output_embeddings().weight.shape[0])
         self.device = baseline.get_input_embeddings().weight.device
         self.subtract_V: Tensor | None = None
+        self.largest = LARGEST_GAINS if settings.subtract == "largest_gains" else None
         if settings.subtract == "anchor_tokens" and anchor_tokens is not None:
             self.subtract_V = torch.zeros(self.vocab_size, dtype=torch.bool, device=self.device)
             self.subtract_V[torch.from_numpy(anchor_tokens).long()] = True
@@ -116,18 +125,39 @@ class Labeller:
     def label(self, blocks: Sequence[PreparedBlock]) -> list[BlockLabels]:
         """Labels of a batch of blocks."""
         wanted = [np.flatnonzero(b.plan.status <= Status.INNER) for b in blocks]
+        parts: list[TopK] = []
+        for _, _, v_NV, base_NV, raised_NV in self.predictions(blocks):
+            if self.settings.labels == "hard":
+                parts.append(hard_labels(v_NV))
+            else:
+                parts.append(soft_labels(v_NV, self.settings.top_k, salience(base_NV, raised_NV)))
+        return self._scatter(blocks, wanted, parts)
+
+    @torch.inference_mode()
+    def predictions(
+        self, blocks: Sequence[PreparedBlock]
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], Tensor, Tensor, Tensor | None]]:
+        """Generic predictions at every position that gets a label, `chunk_positions` rows at a time, in order.
+
+        Yields (block in the batch [N], position in the block [N], generic logits float32 [N, V], the baseline's logits
+        [N, V], the reinforced model's [N, V] or None).
+        """
+        wanted = [np.flatnonzero(b.plan.status <= Status.INNER) for b in blocks]
         row_block = np.repeat(np.arange(len(blocks)), [len(w) for w in wanted])
         position = np.concatenate([*wanted, np.empty(0, np.int64)]).astype(np.int64)
-        parts: list[TopK] = []
-        if len(position):
-            translated = self._hidden(self.baseline, [b.target_ids for b in blocks])
-            original = self._original(blocks)
-            raised = self._hidden(self.reinforced, [b.ids for b in blocks]) if self.reinforced is not None else None
-            step = self.settings.chunk_positions
-            for low in range(0, len(position), step):
-                rows = slice(low, low + step)
-                parts.append(self._label_rows(blocks, row_block[rows], position[rows], translated, original, raised))
-        return self._scatter(blocks, wanted, parts)
+        if not len(position):
+            return
+        translated = self._hidden(self.baseline, [b.target_ids for b in blocks])
+        original = self._original(blocks)
+        raised = self._hidden(self.reinforced, [b.ids for b in blocks]) if self.reinforced is not None else None
+        step = self.settings.chunk_positions
+        for low in range(0, len(position), step):
+            rows = slice(low, low + step)
+            yield (
+                row_block[rows],
+                position[rows],
+                *self._predict_rows(blocks, row_block[rows], position[rows], translated, original, raised),
+            )
 
     def _original(self, blocks: Sequence[PreparedBlock]) -> Tensor | None:
         """The baseline on the original text, only when a position inside an anchor asks for it."""
@@ -135,7 +165,7 @@ class Labeller:
             return self._hidden(self.baseline, [b.ids for b in blocks])
         return None
 
-    def _label_rows(
+    def _predict_rows(
         self,
         blocks: Sequence[PreparedBlock],
         row_block: NDArray[np.int64],
@@ -143,8 +173,8 @@ class Labeller:
         translated_BTH: Tensor,
         original_BTH: Tensor | None,
         raised_BTH: Tensor | None,
-    ) -> TopK:
-        """Labels of N chosen rows, each (block in the batch, position in the block)."""
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Generic, baseline and reinforced logits of N chosen rows (block in the batch, position in the block)."""
         source = np.array([blocks[b].plan.source[p] for b, p in zip(row_block, position, strict=True)])
         inner = source < 0
         block_N, position_N = torch.from_numpy(row_block), torch.from_numpy(position)
@@ -161,8 +191,13 @@ class Labeller:
             raised_NV,
             alpha=self.settings.alpha,
             space=self.settings.space,
-            subtract_V=self.subtract_V,
+            subtract_NV=self._near(blocks, row_block, position)
+            if self.settings.subtract == "near_anchors"
+            else self.subtract_V,
+            largest=self.largest,
         )
+        if self.settings.temperature != 1:
+            v_NV = v_NV / self.settings.temperature
         self._lower(v_NV, blocks, row_block, position, inner)
         if not torch.isfinite(v_NV).all():
             raise ForgetkitError(
@@ -170,9 +205,17 @@ class Labeller:
                 where="labels",
                 remedy="use model.dtype=float32, or a lower reinforce.learning_rate",
             )
-        if self.settings.labels == "hard":
-            return hard_labels(v_NV)
-        return soft_labels(v_NV, self.settings.top_k, salience(base_NV, raised_NV))
+        return v_NV, base_NV, raised_NV
+
+    def _near(
+        self, blocks: Sequence[PreparedBlock], row_block: NDArray[np.int64], position: NDArray[np.int64]
+    ) -> Tensor:
+        """Whether each row's next token lies within `NEAR_ANCHOR` tokens of an anchor; bool [N, 1]."""
+        near = np.zeros(len(position), bool)
+        for b in np.unique(row_block):
+            of_block = row_block == b
+            near[of_block] = near_anchors(blocks[b].plan.role)[position[of_block]]
+        return torch.from_numpy(near[:, None]).to(self.device)
 
     def _lower(
         self,
@@ -357,7 +400,7 @@ def build_labels(
 
 def _retain_settings(settings: RelabelSettings) -> RelabelSettings:
     """The baseline's own soft prediction, nothing subtracted."""
-    return settings.model_copy(update={"alpha": 0.0, "labels": "soft"})
+    return settings.model_copy(update={"alpha": 0.0, "labels": "soft", "temperature": 1.0})
 
 
 def load_labels(folder: Path) -> tuple[LabelShards, LabelShards | None]:

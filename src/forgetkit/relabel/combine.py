@@ -17,7 +17,8 @@ def generic_logits(
     *,
     alpha: float,
     space: Literal["logits", "log_probs"] = "logits",
-    subtract_V: Tensor | None = None,
+    subtract_NV: Tensor | None = None,
+    largest: int | None = None,
 ) -> Tensor:
     """`v_generic = v_baseline - alpha * relu(v_reinforced - v_baseline)` (WHP equation 1), in fp32.
 
@@ -27,7 +28,8 @@ def generic_logits(
         alpha: strength of the subtraction (paper: 5).
         space: 'logits' as in the paper, or 'log_probs': both sides are normalised first, so that a constant
             offset between the two models' logits cannot pass for evidence.
-        subtract_V: bool [V]; where False nothing is subtracted. None: everywhere, as in the paper.
+        subtract_NV: bool, [V], [N, 1] or [N, V]; where False nothing is subtracted. None: everywhere, as in the paper.
+        largest: subtract only from so many tokens per position, those that gained most. None: from all (paper).
 
     Returns:
         float32 [N, V]. In 'logits' space it is never above `baseline_NV`.
@@ -41,8 +43,11 @@ def generic_logits(
     if space == "log_probs":
         r_NV = torch.log_softmax(r_NV, dim=-1)
     gain_NV = torch.relu(r_NV - v_NV)
-    if subtract_V is not None:
-        gain_NV = gain_NV * subtract_V
+    if subtract_NV is not None:
+        gain_NV = gain_NV * subtract_NV
+    if largest is not None:
+        kept_NK = gain_NV.topk(min(largest, gain_NV.shape[-1]), dim=-1)
+        gain_NV = torch.zeros_like(gain_NV).scatter_(-1, kept_NK.indices, kept_NK.values)
     return v_NV - alpha * gain_NV
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from forgetkit.anchors import llm
+from forgetkit.core import endpoint
 from forgetkit.core.errors import ForgetkitError
 from forgetkit.settings import LlmSettings
 
@@ -82,7 +83,7 @@ def server(answer: Callable[[int, dict[str, Any]], Answer]) -> Iterator[tuple[st
 
 @pytest.fixture(autouse=True)
 def fast_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llm, "_PAUSE", 0.001)
+    monkeypatch.setattr(endpoint, "PAUSE", 0.001)
 
 
 def settings(url: str, **more: Any) -> LlmSettings:
@@ -237,14 +238,14 @@ def test_a_proxy_in_the_environment_is_not_used_for_a_local_endpoint(
 def test_remote_endpoints_need_leave(tmp_path: Path, url: str) -> None:
     with pytest.raises(ForgetkitError, match="allow_remote"):
         llm.propose([TEXT], settings(url), tmp_path)
-    assert llm.check_endpoint(settings(url, allow_remote=True)) is False
+    assert endpoint.check_endpoint(settings(url, allow_remote=True), "anchors.llm") is False
 
 
 @pytest.mark.parametrize(
     "url", ["http://127.0.0.1:1/v1", "http://localhost:1/v1", "http://[::1]:1/v1", "http://127.9.9.9/v1"]
 )
 def test_loopback_endpoints(url: str) -> None:
-    assert llm.check_endpoint(settings(url)) is True
+    assert endpoint.check_endpoint(settings(url), "anchors.llm") is True
 
 
 @pytest.mark.parametrize("url", ["ftp://127.0.0.1/", "127.0.0.1:8000", "file:///etc/passwd"])

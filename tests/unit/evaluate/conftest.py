@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,6 +36,64 @@ def dictionary(*terms: str) -> Dictionary:
     return Dictionary(
         anchors=tuple(Anchor(term=term, kind="person", counterpart=f"Name{i}") for i, term in enumerate(terms))
     )
+
+
+OTHERS = ("Anna", "Bertha", "Clara", "Dora Smith", "Emma", "Frieda", "Greta", "Hanna", "Irma")
+
+
+def cloze_line(number: int = 0, **changes: Any) -> dict[str, Any]:
+    source = {"file": "document-0.txt", "quote": f"quotation {number}"}
+    return {
+        "id": f"c{number}",
+        "kind": "verbatim",
+        "source": source,
+        "prompt": "They met the princess-like lady",
+        "answer": "Glinda",
+        "distractors": list(OTHERS),
+        "about_anchor": True,
+        "split": "dev",
+    } | changes
+
+
+def completion_line(number: int = 0, **changes: Any) -> dict[str, Any]:
+    return {
+        "id": f"f{number}",
+        "kind": "completion",
+        "source": {"file": "document-0.txt", "quote": "x"},
+        "prompt": "Dorothy lived in the midst of the great",
+        "references": {"3": ["Uncle Henry"], "2": ["Kansas"], "1": ["farmer"]},
+        "subtlety": 1,
+        "split": "dev",
+    } | changes
+
+
+def probability_line(number: int = 0, **changes: Any) -> dict[str, Any]:
+    return {
+        "id": f"p{number}",
+        "kind": "probability",
+        "source": {"file": "document-0.txt", "quote": "x"},
+        "prompt": "They walked to the Emerald",
+        "familiar": ["City"],
+        "split": "test",
+    } | changes
+
+
+def write_probes(
+    folder: Path,
+    cloze: list[dict[str, Any]] | None = None,
+    completions: list[dict[str, Any]] | None = None,
+    probability: list[dict[str, Any]] | None = None,
+    lexicon: dict[str, list[str]] | None = None,
+) -> Path:
+    """A folder of probe files; None: no such file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, lines in (("cloze", cloze), ("completions", completions), ("probability", probability)):
+        if lines is not None:
+            text = "".join(json.dumps(line) + "\n" for line in lines)
+            (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    if lexicon is not None:
+        (folder / "lexicon.json").write_text(json.dumps(lexicon), encoding="utf-8")
+    return folder
 
 
 def train(model: PreTrainedModel, text: str, steps: int) -> PreTrainedModel:

@@ -13,7 +13,16 @@ from forgetkit.evaluate.compare import before_after_table, compare, load_results
 from forgetkit.evaluate.run import evaluate
 from forgetkit.settings import EvaluateSettings, ModelSettings
 from tests import toys
-from tests.unit.evaluate.conftest import PLAIN, STORY, corpus, dictionary
+from tests.unit.evaluate.conftest import (
+    PLAIN,
+    STORY,
+    cloze_line,
+    completion_line,
+    corpus,
+    dictionary,
+    probability_line,
+    write_probes,
+)
 
 SETTINGS = EvaluateSettings(recall_places=20, recall_context=12, loss_blocks=6, completions=3, completion_tokens=5)
 TERMS = ("Dorothy", "Tin Woodman", "Scarecrow", "Toto", "Glinda", "Wizard", "Munchkin", "Emerald City")
@@ -35,6 +44,24 @@ def run(models: dict[str, Path], out: Path, **extra: Any) -> dict[str, Any]:
     )
 
 
+def probes(folder: Path, **more: Any) -> EvaluateSettings:
+    """The settings with a folder of probes: three cloze items of two passages, two prompts of each other kind."""
+    write_probes(
+        folder,
+        cloze=[
+            cloze_line(0),
+            cloze_line(0, id="c1", prompt="Near the castle of"),
+            cloze_line(2, answer="cat", prompt="three sons and a small grey", about_anchor=False, reference_right=True),
+            cloze_line(3, known=False),
+            cloze_line(4, source={"file": "another-book.txt", "quote": "x"}),
+        ],
+        completions=[completion_line(0), completion_line(1, prompt="The Tin Woodman", split="test")],
+        probability=[probability_line(0), probability_line(1, familiar=["Kansas"], prompt="the great", split="dev")],
+        lexicon={"3": ["Munchkin"], "1": ["the", "a"]},
+    )
+    return SETTINGS.model_copy(update={"probes": folder} | more)
+
+
 def strict(path: Path) -> Any:
     def refuse(name: str) -> None:
         raise AssertionError(name)
@@ -46,7 +73,8 @@ def strict(path: Path) -> Any:
 def full(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     out = tmp_path_factory.mktemp("full") / "6-evaluation"
     roles = {role: folders[role] for role in ("baseline", "unlearned", "reference")}
-    return out, run(roles, out, snapshots={3: folders["unlearned"], 1: folders["baseline"]})
+    settings = probes(tmp_path_factory.mktemp("probes"))
+    return out, run(roles, out, snapshots={3: folders["unlearned"], 1: folders["baseline"]}, settings=settings)
 
 
 def test_results_are_strict_and_complete(full: tuple[Path, dict[str, Any]]) -> None:
@@ -69,6 +97,63 @@ def test_results_are_strict_and_complete(full: tuple[Path, dict[str, Any]]) -> N
     assert [row["step"] for row in results["curve"]] == [0, 1, 3]
     assert len(results["completions"]) == 3
     assert set(results["completions"][0]["models"]) == {"baseline", "reference", "unlearned"}
+
+
+def test_probes_are_measured_for_every_model_and_step(full: tuple[Path, dict[str, Any]]) -> None:
+    out, results = full
+    details = strict(out / "details.json")
+    assert results["probes"]["cloze"] == {"n": 3, "unknown": 1, "chance": pytest.approx(0.1)}
+    assert [item["id"] for item in details["probes"]["cloze"]] == ["c0", "c1", "c2"]
+    assert details["probes"]["cloze"][2]["reference_right"] is True
+    for role, model in results["models"].items():
+        own, cells = details["models"][role], model["measures"]
+        assert cells["cloze.accuracy"]["value"] == pytest.approx(sum(own["cloze"]["correct"]) / 3)
+        assert (cells["cloze.accuracy.anchor"]["n"], cells["cloze.accuracy.other"]["n"]) == (2, 1)
+        assert len(own["cloze"]["log_probability"][0]) == 10
+        graded = own["familiarity.completion"]
+        assert len(graded["texts"]) == len(graded["grade"]) == 2 and set(graded["grade"]) <= {0, 1, 2, 3}
+        assert cells["familiarity.completion"]["value"] == pytest.approx(sum(graded["score"]) / 2)
+        assert 0 < cells["familiarity.probability"]["value"] < 1
+        strength = own["extraction"]
+        mean = sum(m / n for m, n in zip(strength["matched"], strength["count"], strict=True)) / len(strength["count"])
+        assert cells["extraction.strength"]["value"] == pytest.approx(mean)
+    assert details["curve"][0]["step"] == 1 and details["curve"][0]["familiarity.completion"]["texts"]
+
+
+def test_splits_and_targets_without_probes(folders: dict[str, Path], tmp_path: Path) -> None:
+    models = {"baseline": folders["baseline"]}
+    dev = run(models, tmp_path / "dev", settings=probes(tmp_path / "probes", probe_split="dev"))
+    assert [dev["probes"][kind]["n"] for kind in ("cloze", "completion", "probability")] == [3, 1, 1]
+    other = write_probes(tmp_path / "other", cloze=[cloze_line(source={"file": "b.txt", "quote": "x"})])
+    none = run(models, tmp_path / "none", settings=SETTINGS.model_copy(update={"probes": other}))
+    cells = none["models"]["baseline"]["measures"]
+    assert cells["cloze.accuracy"]["reason"] == "no probe of this kind is about the target"
+    without = run(models, tmp_path / "without")
+    assert without["probes"] is None
+    cells = without["models"]["baseline"]["measures"]
+    assert cells["familiarity.completion"]["reason"] == cells["cloze.probability"]["reason"] == "no probes were given"
+
+
+def test_new_grades_need_no_new_continuations(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models, work, settings = {"baseline": folders["baseline"]}, tmp_path / "work", probes(tmp_path / "probes")
+    first = run(models, tmp_path / "one", work=work, settings=settings)
+    lexicon = {"3": ["Munchkin", "the", "a", "and", "she", "he", "in", "to", "of", "was"]}
+    write_probes(tmp_path / "probes", lexicon=lexicon)
+
+    def refused(*_: Any) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(measure, "load_model", refused)
+    second = run(models, tmp_path / "two", work=work, settings=settings)
+    key = "familiarity.completion"
+    scores = [results["models"]["baseline"]["measures"][key]["value"] for results in (first, second)]
+    assert scores[0] < scores[1]
+    lines = [cloze_line(0, prompt="A changed prompt of")]
+    write_probes(tmp_path / "probes", cloze=lines)
+    with pytest.raises(AssertionError, match="a model was loaded"):
+        run(models, tmp_path / "three", work=work, settings=settings)
 
 
 def test_way_follows_from_the_values(full: tuple[Path, dict[str, Any]]) -> None:
@@ -96,18 +181,21 @@ def test_a_dead_model_gets_no_forgetting_score(folders: dict[str, Path], kind: s
         "unlearned": folders[kind],
         "reference": folders["reference"],
     }
-    results = run(models, tmp_path / "out", snapshots={5: folders[kind]})
+    results = run(models, tmp_path / "out", snapshots={5: folders[kind]}, settings=probes(tmp_path / "probes"))
     strict(tmp_path / "out" / "results.json")
     dead = results["models"]["unlearned"]
     assert dead["health"]["status"] == "unhealthy"
     for key, cell in dead["measures"].items():
         assert cell["value"] is None or (kind == "mute" and key.endswith((".heldout", ".neighbour"))), key
-        if key.startswith("recall.") or key == "loss.target":
+        if key.startswith(("recall.", "cloze.", "familiarity.", "extraction.")) or key == "loss.target":
             assert cell["reason"].startswith("withheld: the model is not healthy")
     assert all(way["value"] is None for way in results["way_to_reference"].values())
     assert results["curve"][-1]["measures"]["recall.probability"]["value"] is None
     details = strict(tmp_path / "out" / "details.json")
-    assert details["models"]["unlearned"].get("recall") is None
+    for name in ("recall", "cloze", "familiarity.completion", "familiarity.probability", "extraction"):
+        assert details["models"]["unlearned"].get(name) is None
+        assert details["curve"][0].get(name) is None
+        assert details["models"]["baseline"][name]
     assert results["models"]["baseline"]["measures"]["recall.probability"]["value"] is not None
     assert any("withheld" in row for row in to_text(before_after_table(results))[2])
 

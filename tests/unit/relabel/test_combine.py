@@ -44,7 +44,7 @@ def test_log_probs_by_hand() -> None:
 
 def test_subtraction_restricted_to_chosen_tokens() -> None:
     only = torch.tensor([False, True, True])
-    assert generic_logits(BASE, RAISED, alpha=5, subtract_V=only).tolist() == BASE.tolist()
+    assert generic_logits(BASE, RAISED, alpha=5, subtract_NV=only).tolist() == BASE.tolist()
 
 
 def test_dictionary_alone_without_reinforced_model() -> None:
@@ -75,3 +75,9 @@ def test_a_lowered_token_stays_an_explicit_entry() -> None:
     assert kept.ids_NK.tolist() == [[1, 0]]
     p = lowered.exp() / lowered.exp().sum()
     assert kept.log_probs_NK.exp()[0].tolist() == pytest.approx([float(p[0, 1]), float(p[0, 0])], rel=1e-5)
+
+
+def test_only_the_largest_gains_are_subtracted() -> None:
+    base, raised = torch.zeros(1, 4), torch.tensor([[3.0, 1.0, 2.0, -1.0]])
+    assert generic_logits(base, raised, alpha=1, largest=2).tolist() == [[-3.0, 0.0, -2.0, 0.0]]
+    assert generic_logits(base, raised, alpha=1, largest=9).tolist() == generic_logits(base, raised, alpha=1).tolist()

@@ -1,0 +1,265 @@
+"""What each part of the method is worth: one table for the labels, one for the training.
+
+Labels are held against R's own predictions directly (`bench.labels`), which needs no fine-tuning: every choice about
+reinforcement, subtraction, dictionary and rules. What only training shows (hard or soft, full or LoRA, retain mixing,
+the loss) is run to the end. Finished variants are kept in OUT/9-bench/ablation.json, so a killed table goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from forgetkit import corpus, demo, pipeline, reinforce
+from forgetkit.anchors.dictionary import Dictionary
+from forgetkit.bench.oz import BENCH, FORGET, LabelBench, costs
+from forgetkit.core.artifacts import hash_json, run_lock
+from forgetkit.core.errors import ForgetkitError, suggest
+from forgetkit.core.models import load_tokenizer
+from forgetkit.corpus.blocks import BlockedCorpus
+from forgetkit.evaluate.run import write_json
+from forgetkit.pipeline import Event, Inputs
+from forgetkit.settings import Settings
+
+
+@dataclass(frozen=True)
+class LabelVariant:
+    """Labels made otherwise than by the run's settings. dictionary: 'offline', 'hand-made', 'none' or 'averaged'."""
+
+    set: dict[str, Any] = field(default_factory=dict)
+    reinforce: dict[str, Any] = field(default_factory=dict)
+    dictionary: str = "offline"
+
+
+_PLAIN = {"suppress_unseen_anchors": 0.0, "temperature": 1.0}
+LABELS: dict[str, LabelVariant] = {
+    "default": LabelVariant(),
+    **{f"alpha {a:g}": LabelVariant({"alpha": a}) for a in (0, 1, 2, 5, 10)},
+    "alpha 1, raw logits": LabelVariant({"alpha": 1.0, "space": "logits"}),
+    "alpha 5, raw logits": LabelVariant({"alpha": 5.0, "space": "logits"}),
+    "alpha 5, raw logits, nothing of ours (the paper's labels)": LabelVariant(
+        {"alpha": 5.0, "space": "logits", "mask_inside_anchors": True, **_PLAIN}
+    ),
+    "subtract anchor tokens only, alpha 2": LabelVariant({"alpha": 2.0, "subtract": "anchor_tokens"}),
+    "subtract near anchors only, alpha 2": LabelVariant({"alpha": 2.0, "subtract": "near_anchors"}),
+    "subtract largest gains only, alpha 2": LabelVariant({"alpha": 2.0, "subtract": "largest_gains"}),
+    "reinforced at a third of the rate": LabelVariant(reinforce={"learning_rate": 1e-4}),
+    "reinforced for 3 epochs": LabelVariant(reinforce={"epochs": 3}),
+    "temperature 1": LabelVariant({"temperature": 1.0}),
+    "temperature 1.2": LabelVariant({"temperature": 1.2}),
+    "temperature 1.3": LabelVariant({"temperature": 1.3}),
+    "no dictionary": LabelVariant(dictionary="none"),
+    "no dictionary, alpha 5, raw logits": LabelVariant({"alpha": 5.0, "space": "logits", **_PLAIN}, dictionary="none"),
+    "hand-made dictionary": LabelVariant(dictionary="hand-made"),
+    "four dictionaries averaged": LabelVariant(dictionary="averaged"),
+    "rule 1 off (seen anchors carry loss)": LabelVariant({"mask_seen_anchors": False}),
+    "rule 2 off (seen counterparts not lowered)": LabelVariant({"penalise_seen_counterparts": 0.0}),
+    "rule 3 on (no labels inside anchors)": LabelVariant({"mask_inside_anchors": True}),
+    "unseen anchors not lowered": LabelVariant({"suppress_unseen_anchors": 0.0}),
+    "unseen anchors lowered by 3": LabelVariant({"suppress_unseen_anchors": 3.0}),
+}
+TRAINING: dict[str, dict[str, Any]] = {
+    "default": {},
+    "hard labels": {"relabel.labels": "hard"},
+    "the paper's labels (hard, raw logits, alpha 5, nothing of ours)": {
+        "relabel.labels": "hard",
+        "relabel.space": "logits",
+        "relabel.alpha": 5.0,
+        "relabel.temperature": 1.0,
+        "relabel.mask_inside_anchors": True,
+        "relabel.suppress_unseen_anchors": 0.0,
+    },
+    "temperature 1": {"relabel.temperature": 1.0},
+    "alpha 0 (dictionary alone)": {"relabel.alpha": 0.0},
+    "alpha 5": {"relabel.alpha": 5.0},
+    "unseen anchors not lowered": {"relabel.suppress_unseen_anchors": 0.0},
+    "rule 3 on": {"relabel.mask_inside_anchors": True},
+    "no retain mixing": {"finetune.retain_ratio": 0.0},
+    "anchor weight 1": {"finetune.anchor_weight": 1.0},
+    "one epoch": {"finetune.epochs": 1},
+    "learning rate halved": {"finetune.learning_rate": 5e-4},
+    "LoRA": {"finetune.adapter": "lora"},
+}
+GROUPS: dict[str, tuple[str, ...]] = {"labels": tuple(LABELS), "training": tuple(TRAINING)}
+
+
+def ablate(
+    out: Path,
+    settings: Settings,
+    names: Sequence[str],
+    *,
+    full: bool = False,
+    on_event: Callable[[Event], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Measure the variants asked for ('labels', 'training', or single names); returns all that are finished.
+
+    Raises:
+        ForgetkitError: no such variant.
+    """
+    chosen = demo.apply(settings, full=full)
+    wanted = _wanted(names)
+    inputs = Inputs(str(demo.MODEL), demo.target(full), (demo.RETAIN,))
+    pipeline.run(inputs, chosen, out, until="3-anchors", on_event=on_event)
+    path = out / BENCH / "ablation.json"
+    path.parent.mkdir(exist_ok=True)
+    made_from = hash_json([chosen.model_dump(mode="json"), full])
+    told: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    if told.get("made_from") != made_from:
+        told = {"made_from": made_from, "labels": {}, "training": {}}
+    if missing := [name for name in wanted["labels"] if name not in told["labels"]]:
+        with run_lock(out):
+            table = _LabelTable(out, chosen, full)
+            for name in missing:
+                on_event(Event(f"labels: {name}", "begins"))
+                told["labels"][name] = table.measure(name)
+                write_json(path, told)
+    for name in wanted["training"]:
+        if name not in told["training"]:
+            on_event(Event(f"training: {name}", "begins"))
+            told["training"][name] = _train(name, inputs, chosen, out, on_event)
+            write_json(path, told)
+    return told
+
+
+def _wanted(names: Sequence[str]) -> dict[str, list[str]]:
+    wanted: dict[str, list[str]] = {"labels": [], "training": []}
+    for name in names:
+        if name in GROUPS:
+            wanted[name] += GROUPS[name]
+            continue
+        group, _, variant = name.partition(":")
+        if group not in GROUPS or variant not in GROUPS[group]:
+            every = [*GROUPS, *(f"{g}:{v}" for g, own in GROUPS.items() for v in own)]
+            raise ForgetkitError(
+                f"unknown variant {name!r}" + (f", {hint}" if (hint := suggest(name, every)) else ""),
+                where="--ablate",
+                remedy="use labels, training, or labels:NAME, training:NAME",
+            )
+        wanted[group].append(variant)
+    return {group: list(dict.fromkeys(own)) for group, own in wanted.items()}
+
+
+class _LabelTable:
+    """Label quality of any variant on one run's corpus and dictionary."""
+
+    def __init__(self, run: Path, settings: Settings, full: bool) -> None:
+        self.run, self.settings = run, settings
+        self.target: BlockedCorpus = corpus.load(run / "1-corpus")[0]
+        self.bench = LabelBench(self.target, load_tokenizer(str(demo.MODEL)), settings, full=full)
+        self.offline = Dictionary.load(run / "3-anchors" / pipeline.ANCHORS)
+
+    def measure(self, name: str) -> dict[str, Any]:
+        """Quality by class of the labels of one variant."""
+        variant = LABELS[name]
+        relabel = self.settings.relabel.model_copy(update=variant.set)
+        return self.bench.mean_of(self._dictionaries(variant.dictionary), self._reinforced(variant), relabel, name)
+
+    def _reinforced(self, variant: LabelVariant) -> str:
+        if not variant.reinforce:
+            return str(self.run / "2-reinforced" / "model")
+        section = self.settings.reinforce.model_copy(update=variant.reinforce)
+        folder = self.run / BENCH / "reinforced" / hash_json(section.model_dump(mode="json"))[:12]
+        if not (folder / "done").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            reinforce.run(
+                str(demo.MODEL),
+                self.target,
+                section,
+                self.settings.model,
+                folder,
+                work=folder / "work",
+                seed=self.settings.seed,
+                pad_id=0,
+            )
+            (folder / "done").touch()
+        return str(folder / "model")
+
+    def _dictionaries(self, kind: str) -> list[Dictionary]:
+        if kind == "none":
+            return [Dictionary(self.offline.anchors[:0])]
+        if kind == "hand-made":
+            assert self.settings.evaluate.anchors is not None
+            return [Dictionary.load(self.settings.evaluate.anchors)]
+        if kind == "averaged":
+            return [self.offline, *(shuffled(self.offline, seed) for seed in (1, 2, 3))]
+        return [self.offline]
+
+
+def shuffled(dictionary: Dictionary, seed: int) -> Dictionary:
+    """The same anchors with counterparts dealt anew within each kind."""
+    generator = np.random.default_rng(seed)
+    anchors = list(dictionary.kept)
+    for kind in sorted({anchor.kind for anchor in anchors}):
+        places = [i for i, anchor in enumerate(anchors) if anchor.kind == kind]
+        dealt = [anchors[i].counterpart for i in generator.permutation(places)]
+        for i, counterpart in zip(places, dealt, strict=True):
+            anchors[i] = anchors[i].model_copy(update={"counterpart": counterpart})
+    return Dictionary(type(dictionary.anchors)(anchors))
+
+
+def _train(
+    name: str, inputs: Inputs, settings: Settings, out: Path, on_event: Callable[[Event], None]
+) -> dict[str, Any]:
+    """One variant run to the end, in a run folder of its own beside OUT that shares what does not differ."""
+    changed = _changed(settings, {**TRAINING[name], "finetune.snapshots": 0, "evaluate.completions": 0})
+    results = pipeline.run(inputs, changed, out / BENCH / "training", until="6-evaluation", on_event=on_event)
+    unlearned = results["models"]["unlearned"]
+    return {
+        "health": unlearned["health"]["status"],
+        "normalised_residual": {key: results["normalised_residual"][key] for key in FORGET},
+        "distance_to_retraining": results["distance_to_retraining"],
+        "cost": costs(results),
+    }
+
+
+def _changed(settings: Settings, changes: dict[str, Any]) -> Settings:
+    for key, value in changes.items():
+        section, _, name = key.partition(".")
+        settings = settings.model_copy(update={section: getattr(settings, section).model_copy(update={name: value})})
+    return settings
+
+
+def tables(told: dict[str, Any]) -> list[tuple[str, list[list[str]]]]:
+    """(title, rows) for the terminal."""
+    out: list[tuple[str, list[list[str]]]] = []
+    if told["labels"]:
+        head = ["labels", "KL(R, .)", "gap closed", "agreement with R / other seed's", "first", "near", "elsewhere"]
+        rows = [head]
+        for name, own in told["labels"].items():
+            all_ = own["all"]
+            closed, relative = all_.get("closed"), all_.get("relative_agreement")
+            parts = [f"{own[k]['labels']['divergence']:.3f}" if own[k]["positions"] else "-" for k in head[-3:]]
+            rows.append(
+                [
+                    name,
+                    f"{all_['labels']['divergence']:.3f}",
+                    f"{closed['value']:.0%}" if closed else "-",
+                    f"{relative:.3f}" if relative is not None else "-",
+                    *parts,
+                ]
+            )
+        out.append(("Label quality (KL in nats, lower is closer to R)", rows))
+    if told["training"]:
+        keys = ("familiarity.probability", "cloze.accuracy", "recall.probability", "loss.target")
+        rows = [["training", "health", *(f"NR {key}" for key in keys), "D target", "held-out", "neighbour"]]
+        for name, own in told["training"].items():
+            residuals = [own["normalised_residual"][key]["value"] for key in keys]
+            far = own["distance_to_retraining"]["target"]["divergence"]["value"]
+            rows.append(
+                [
+                    name,
+                    own["health"],
+                    *("-" if value is None else f"{value:.2f}" for value in residuals),
+                    "-" if far is None else f"{far:.2f}",
+                    *(f"{own['cost'][key]:+.1%}" for key in ("loss.heldout", "loss.neighbour")),
+                ]
+            )
+        out.append(("Training (NR: 0 = as if never read, 1 = untouched)", rows))
+    return out
