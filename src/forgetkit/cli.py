@@ -158,6 +158,7 @@ def _table(results: Any) -> None:
     for role, model in results["models"].items():
         if model["health"]["status"] == "unhealthy":
             typer.echo(f"{role} is unhealthy: {'; '.join(model['health']['reasons'])}")
+    _suite_tables(results)
 
 
 def _rich_table(rows: list[list[str]]) -> None:
@@ -335,20 +336,40 @@ def relabel_preview(
 @app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help="The model to measure; it need not be forgetkit's.")],
-    target: Target,
     out: Out,
+    target: Annotated[
+        list[Path] | None, typer.Option(help="Text that was un-read; default: the data folder's (MUSE, TOFU).")
+    ] = None,
     baseline: Annotated[str | None, typer.Option(help="The model before unlearning.")] = None,
     reference: Annotated[str | None, typer.Option(help="A model that never read the target.")] = None,
     retain: Retain = None,
     heldout: Annotated[list[Path] | None, typer.Option(help="Text of neither; default: bundled.")] = None,
     neighbour: Annotated[list[Path] | None, typer.Option(help="Text close to the target that must stay.")] = None,
+    holdout: Annotated[
+        list[Path] | None, typer.Option(help="Text of the target's kind that no model was trained on (privacy).")
+    ] = None,
     anchors: Annotated[Path | None, typer.Option(help="anchors.yaml to probe; default: found in the target.")] = None,
+    probes: Annotated[Path | None, typer.Option(help="Folder of hand-made probes (familiarity, cloze).")] = None,
+    suite: Annotated[
+        str | None, typer.Option(help="Measures to add: paper, memorization, privacy or full (see docs/metrics.md).")
+    ] = None,
+    task: Annotated[
+        list[str] | None, typer.Option(help="Utility task of suites paper and full; default: all seven. Repeatable.")
+    ] = None,
+    data_dir: Annotated[
+        str | None, typer.Option(help="Folder of the utility tasks' files, TOFU, MUSE or WMDP; or a Hub id of these.")
+    ] = None,
     config: Config = None,
     overrides: Set = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure what MODEL still knows of TARGET, and what it costs; writes OUT/results.json."""
+    """Measure what MODEL still knows of TARGET, and what it costs; writes OUT/results.json.
+
+    Without --suite: anchor recall, familiarity and cloze probes, extraction strength, losses, distances, health. A
+    suite adds: paper (familiarity, utility tasks through lm-eval), memorization, privacy (membership attacks), full
+    (all of these, knowledge, and TOFU, MUSE, WMDP where the data folder holds them).
+    """
     _hush(quiet)
     settings = _settings(config, overrides)
     from forgetkit.standalone import measure
@@ -358,21 +379,43 @@ def evaluate(
             "reference": reference or settings.evaluate.reference,
             "heldout": tuple(heldout or settings.evaluate.heldout),
             "neighbour": tuple(neighbour or settings.evaluate.neighbour),
+            "holdout": tuple(holdout or settings.evaluate.holdout),
             "anchors": anchors or settings.evaluate.anchors,
+            "probes": probes or settings.evaluate.probes,
+            "suite": suite or settings.evaluate.suite,
+            "utility_tasks": tuple(task or settings.evaluate.utility_tasks),
+            "data_dir": data_dir or settings.evaluate.data_dir,
         }
     )
-    results = measure(model, baseline, target, retain or [], settings.model_copy(update={"evaluate": chosen}), out)
+    chosen_settings = settings.model_copy(update={"evaluate": chosen})
+    results = measure(model, baseline, target or [], retain or [], chosen_settings, out)
     if as_json:
         _print_json(results)
-    else:
-        _table(results)
-        typer.echo(f"results: {out / 'results.json'}")
+        return
+    _table(results)
+    typer.echo(f"results: {out / 'results.json'}")
+
+
+def _suite_tables(results: Any) -> None:
+    from forgetkit.evaluate.compare import suite_notes, suite_tables, to_text
+
+    for title, table in suite_tables(results):
+        typer.echo(f"\n{title}")
+        if table.rows:
+            _rich_table(to_text(table))
+    for note in suite_notes(results):
+        typer.echo(note)
 
 
 @app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders or results.json files.")],
     csv: Annotated[Path | None, typer.Option(help="Also write the table as CSV.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Also write a page with a plot of forgetting vs utility.")] = None,
+    forgetting: Annotated[
+        str | None, typer.Option(help="Measure on the plot's forgetting axis, as named in the table.")
+    ] = None,
+    utility: Annotated[str | None, typer.Option(help="Measure on its utility axis.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Put the results of several runs side by side."""
@@ -380,12 +423,26 @@ def compare(
     from forgetkit.evaluate.compare import to_csv, to_text
 
     table = side_by_side(runs)
+    if html or forgetting or utility:
+        from forgetkit.evaluate.pareto import page
+
+        text = page(runs, table, forgetting, utility)
+        if html:
+            _write(html, text)
     if csv:
-        csv.write_text(to_csv(table), encoding="utf-8")
+        _write(csv, to_csv(table))
     if as_json:
         _print_json({"columns": list(table.columns), "rows": [list(r) for r in table.rows]})
     else:
         _rich_table(to_text(table))
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ForgetkitError(f"cannot be written ({error.strerror})", str(path), "choose another file") from error
 
 
 @app.command()

@@ -34,6 +34,7 @@ from forgetkit.core.errors import ForgetkitError, Interrupted
 from forgetkit.core.provenance import pin_threads, seed_everything, versions
 from forgetkit.corpus.blocks import BlockedCorpus, block_documents
 from forgetkit.corpus.readers import input_files, read_paths
+from forgetkit.evaluate.data import data_digest, load_data
 from forgetkit.evaluate.judge import make_judge
 from forgetkit.evaluate.probes import load_probes, probe_files
 from forgetkit.evaluate.retraining import load_seeds
@@ -188,7 +189,9 @@ def _check(context: Context) -> None:
         make_judge(settings.evaluate)
     if settings.evaluate.seeds is not None:
         load_seeds(settings.evaluate.seeds)
-    for paths in (context.inputs.target, context.inputs.retain, settings.evaluate.heldout, settings.evaluate.neighbour):
+    load_data(settings.evaluate, settings.model)
+    texts = (settings.evaluate.heldout, settings.evaluate.neighbour, settings.evaluate.holdout)
+    for paths in (context.inputs.target, context.inputs.retain, *texts):
         if paths:
             input_files(paths)
     # Both are checked as they are resolved.
@@ -402,6 +405,7 @@ def _make_evaluation(context: Context, out: Path, work: Path) -> None:
         context.settings.seed,
         snapshots=snapshots,
         work=work,
+        holdout=holdout_text(context.settings, context.tokenizer),
     )
 
 
@@ -438,7 +442,15 @@ def evaluation_texts(settings: Settings, tokenizer: Any, retain: BlockedCorpus |
     return texts
 
 
-_FILES = {"heldout", "neighbour", "anchors", "reference", "probes", "seeds"}
+def holdout_text(settings: Settings, tokenizer: Any) -> BlockedCorpus | None:
+    """Non-members of the membership attacks, where they were given as such."""
+    if not settings.evaluate.holdout:
+        return None
+    documents = read_paths(settings.evaluate.holdout, settings.corpus)
+    return block_documents(documents, tokenizer, settings.corpus.block_tokens)
+
+
+_FILES = {"heldout", "neighbour", "holdout", "anchors", "reference", "probes", "seeds", "data_dir"}
 
 
 def _without_paths(settings: Settings) -> dict[str, Any]:
@@ -501,6 +513,8 @@ STAGES: tuple[Stage, ...] = (
             "3-anchors": _file(c.settings.evaluate.anchors) or _meaning(c),
             "heldout": _files(c.settings.evaluate.heldout or [BUNDLED_HELDOUT]),
             "neighbour": _files(c.settings.evaluate.neighbour),
+            "holdout": _files(c.settings.evaluate.holdout),
+            "data": data_digest(c.settings.evaluate, c.settings.model),
             "reference": models.model_fingerprint(c.reference) if c.reference else "",
             "probes": _probes(c.settings.evaluate.probes),
             "seeds": _file(c.settings.evaluate.seeds),

@@ -197,12 +197,21 @@ class FinetuneSettings(TrainSettings):
 class EvaluateSettings(Section):
     """What is measured, before and after, and along the fine-tune."""
 
+    suite: Literal["default", "paper", "memorization", "privacy", "full"] = "default"
+    """What is measured beside the measures of every evaluation: 'paper': familiarity and utility tasks; 'memorization';
+    'privacy': membership attacks; 'full': all these, knowledge, and TOFU, MUSE, WMDP where `data_dir` holds them."""
+    data_dir: str | None = None
+    """Folder of the utility tasks' files, and of TOFU, MUSE or WMDP (layouts: `evaluate.utility_tasks`,
+    `evaluate.layouts`); or the Hub id of one of these (locuslab/TOFU, muse-bench/MUSE-News, cais/wmdp)."""
     reference: str | None = None
     """A model that never read the target (the truth), when there is one."""
     heldout: tuple[Path, ...] = ()
     """Text neither the target nor its neighbour; default: a small bundled English sample."""
     neighbour: tuple[Path, ...] = ()
     """Text close to the target that must stay known (same author, same genre)."""
+    holdout: tuple[Path, ...] = ()
+    """Text of the target's own kind that no model was trained on: non-members of the membership attacks. Default:
+    `data_dir`'s own, else `heldout` as given, else `neighbour`; never the bundled sample, which is of another kind."""
     anchors: Path | None = None
     """Anchors to probe; default: the run's own dictionary."""
     recall_places: int = Field(300, ge=1)
@@ -225,6 +234,29 @@ class EvaluateSettings(Section):
     """Who grades completions: word lists, or a language model (`judge_llm`)."""
     judge_llm: EndpointSettings = EndpointSettings()
     """The judge, where `judge` is llm; prompts and completions are sent to it."""
+    passages: int = Field(64, ge=1)
+    """Passages of the target to be continued (suites memorization and full)."""
+    attack_texts: int = Field(200, ge=2)
+    """Texts on either side of a membership attack, at most (suites privacy and full)."""
+    margin: float = Field(0.05, gt=0)
+    """Equivalence margin, in each measure's own unit (shares and nats): a smaller difference counts as none. Name it
+    before you look."""
+    utility_tasks: tuple[str, ...] = ()
+    """Utility tasks through lm-eval (suites paper and full); none named: all seven of the paper."""
+    utility_limit: int | None = Field(None, ge=1)
+    """Items per utility task, evenly spread; a number measured with a limit is not comparable with published ones."""
+    utility_at_steps: bool = True
+    """Utility tasks along the fine-tune too, as in the paper's table (`forgetkit run` with suite paper or full)."""
+    tofu_forget: Literal["forget01", "forget05", "forget10"] = "forget10"
+    """TOFU's forget set."""
+    tofu_template: str = "Question: {question}\nAnswer:"
+    """What stands before an answer in TOFU; chat models need the one they were trained with."""
+    muse_corpus: Literal["news", "books"] = "news"
+    """MUSE's corpus."""
+    muse_scalability: tuple[str, ...] = ()
+    """Models that unlearned 1, 2, ... folds of MUSE's forget set at once, in this order."""
+    muse_sustainability: tuple[str, ...] = ()
+    """Models after the 1st, 2nd, ... of MUSE's successive requests, in this order."""
 
 
 class ReportSettings(Section):

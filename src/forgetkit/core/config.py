@@ -231,9 +231,11 @@ def _explain(error: ValidationError, origin: Mapping[str, str]) -> ForgetkitErro
         return ForgetkitError(f"{dotted}: unknown setting{more}", where, _suggest_key(loc))
     field = next((f for n in range(len(loc), 0, -1) if (f := _field(loc[:n])) is not None), None)
     expected = first["msg"].removeprefix("Input should be ").removeprefix("a valid ")
+    hint = ""
     if field is not None and typing.get_origin(field.annotation) is Literal:
-        expected = "one of " + ", ".join(str(choice) for choice in typing.get_args(field.annotation))
-    return ForgetkitError(f"{dotted}: expected {expected}, got {_show(first['input'])}{more}", where)
+        choices = [str(choice) for choice in typing.get_args(field.annotation)]
+        expected, hint = "one of " + ", ".join(choices), suggest(str(first["input"]), choices)
+    return ForgetkitError(f"{dotted}: expected {expected}, got {_show(first['input'])}{more}", where, hint)
 
 
 def _suggest_key(loc: Sequence[str]) -> str:

@@ -51,18 +51,16 @@ def compare(paths: Sequence[Path]) -> Table:
     """Rows = health and measures; columns = 'run: role' for every model of every run, in the order given.
 
     Columns that hold the very same model on the same places and texts are kept once per run all the same: a
-    reader looks for the run's name. Run names are made unique with #2, #3.
+    reader looks for the run's name.
     """
     columns, found = ["measure"], []
-    used: dict[str, int] = {}
-    for path in paths:
+    for path, name in zip(paths, run_names(paths), strict=True):
         results = load_results(path)
-        name = _run_name(path)
-        used[name] = used.get(name, 0) + 1
-        name = name if used[name] == 1 else f"{name}#{used[name]}"
+        suites = suite_rows(results)
         for role, model in results["models"].items():
             columns.append(f"{name}: {role}")
-            found.append(model)
+            more = {row["key"]: row["models"][role] for row in suites if role in row["models"]}
+            found.append({"health": model["health"], "measures": more | model["measures"]})
         columns.append(f"{name}: way to reference")
         found.append({"measures": results["way_to_reference"], "health": {"status": None}})
     rows: list[list[Cell]] = [["health", *(one["health"]["status"] for one in found)]]
@@ -72,6 +70,23 @@ def compare(paths: Sequence[Path]) -> Table:
         if any(value is not None for value in values):
             rows.append([key, *values])
     return Table(columns, rows)
+
+
+def suite_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """All rows of the suites of one results file, each measure once; none without a suite."""
+    families = (results.get("suites") or {}).get("families", {})
+    return list({row["key"]: row for family in families.values() for row in family["rows"]}.values())
+
+
+def run_names(paths: Sequence[Path]) -> list[str]:
+    """A name per run, its folder's; made unique with #2, #3."""
+    used: dict[str, int] = {}
+    names = []
+    for path in paths:
+        name = _run_name(path)
+        used[name] = used.get(name, 0) + 1
+        names.append(name if used[name] == 1 else f"{name}#{used[name]}")
+    return names
 
 
 def _run_name(path: Path) -> str:
@@ -157,3 +172,88 @@ def _last_cell(metric: Mapping[str, Any], cells: Mapping[str, Mapping[str, Any]]
     if metric["key"].startswith("loss.") and before and after is not None:
         return f"{after / before - 1:+.1%}"
     return ""
+
+
+def suite_tables(results: Mapping[str, Any]) -> list[tuple[str, Table]]:
+    """(title, table) of every family of the suite, as strings; a family that was not measured has its reason as title.
+
+    measure | n | chance | every model's value and standard error | unlearned - baseline | unlearned - reference, each
+    with its 95% interval and Holm's p | whether equivalence was shown.
+    """
+    told = results.get("suites")
+    if not told:
+        return []
+    roles = [role for role in _ROLE_NAMES if role in results["models"]]
+    columns = ["measure", "n (clusters)", "chance", *(_ROLE_NAMES[role].split(" (")[0] for role in roles)]
+    columns += ["- baseline (95%), p"] if {"baseline", "unlearned"} <= set(roles) else []
+    columns += ["- never read (95%), p"] if {"reference", "unlearned"} <= set(roles) else []
+    columns += ["same within margin"] if len(columns) > 3 + len(roles) else []
+    tables = []
+    for name, family in told["families"].items():
+        if not any(_told(row) for row in family["rows"]):
+            tables.append((f"{name}: not measured ({family['missing']})", Table(columns, [])))
+            continue
+        rows = [_suite_row(row, roles, columns) for row in family["rows"] if _told(row)]
+        tables.append((name, Table(columns, rows)))
+    return tables
+
+
+def _told(row: Mapping[str, Any]) -> bool:
+    return any(
+        cell["value"] is not None or str(cell["reason"]).startswith("withheld") for cell in row["models"].values()
+    )
+
+
+def _suite_row(row: Mapping[str, Any], roles: Sequence[str], columns: Sequence[str]) -> list[Cell]:
+    cells = [row["models"][role] for role in roles]
+    sized = next((cell for cell in cells if cell["n"]), None)
+    label = row["label"] + (f", {row['unit']}" if row["unit"] else "")
+    size = "-" if sized is None else f"{sized['n']} ({sized['clusters']})"
+    if sized is not None and "members" in sized:
+        sides = sized["members"], sized["nonmembers"]
+        size = "{}+{} ({}+{})".format(*(side[what] for what in ("units", "clusters") for side in sides))
+    shown: list[Cell] = [label, size, "" if row["chance"] is None else number(row["chance"])]
+    for cell in cells:
+        spread = f" ±{number(cell['error'])}" if cell["error"] is not None else ""
+        if not spread and cell["value"] is not None and cell["low"] is not None:
+            spread = f" ({cell['low']:.3g} to {cell['high']:.3g})"
+        p = f", p {cell['p_holm']:.2g}" if cell.get("p_holm") is not None else ""
+        shown.append(_with_reason(cell) + spread + p)
+    if "- baseline (95%), p" in columns:
+        shown.append(_interval(row["difference"]))
+    if "- never read (95%), p" in columns:
+        shown.append(_interval(row["to_reference"]))
+    if "same within margin" in columns:
+        verdict = row["equivalence"].get("equivalent_holm")
+        shown.append("" if verdict is None else f"{'as' if verdict else 'not shown:'} {row['equivalence']['to']}")
+    return shown
+
+
+def _interval(told: Mapping[str, Any]) -> str:
+    if told["value"] is None:
+        return "withheld" if str(told["reason"]).startswith("withheld") else "-"
+    bounds = "" if told["low"] is None else f" ({told['low']:+.3g} to {told['high']:+.3g})"
+    error = "" if told["error"] is None else f" ±{told['error']:.2g}"
+    p = "" if told["p_holm"] is None else f", p {told['p_holm']:.2g}"
+    return f"{told['value']:+.3g}{error}{bounds}{p}"
+
+
+def suite_notes(results: Mapping[str, Any]) -> list[str]:
+    """What a reader of the tables must know: tests, margin, and what could not be measured."""
+    told = results.get("suites")
+    if not told:
+        return []
+    statistics, tests = told["statistics"], told["statistics"]["tests"]
+    notes = [
+        f"±: standard error. Intervals: 95%, {statistics['resamples']:,} resamples of clusters. p: Holm over "
+        f"{tests['difference']} tests against the baseline, {tests['to_reference']} against the reference, "
+        f"{tests['attack']} attacks; same within margin: {tests['equivalence']} equivalence tests, margin "
+        f"{statistics['margin']:g}, at least {statistics['fewest_clusters']} clusters."
+    ]
+    for name, family in told["families"].items():
+        if family["missing"] is None:
+            reasons = {
+                str(cell["reason"]) for row in family["rows"] for cell in row["models"].values() if cell["reason"]
+            }
+            notes += [f"{name}: {reason}" for reason in sorted(reasons)]
+    return notes

@@ -145,6 +145,16 @@ def measure_verbatim(
     comes back, whatever else is said. The run is the longest stretch of ids reproduced without a gap, at any place.
     """
     made = continue_greedily(model, [p.prefix for p in passages], tokens, tokenizer.eos_token_id, "verbatim")
+    return score_verbatim(tokenizer, passages, made, convention)
+
+
+def score_verbatim(
+    tokenizer: PreTrainedTokenizerBase,
+    passages: Sequence[Passage],
+    made: Sequence[Sequence[int] | None],
+    convention: Convention = "muse",
+) -> VerbatimScores:
+    """The scores of continuations that were already made, as ids; None: logits were not finite."""
     truths = [decode_text(tokenizer, p.suffix) for p in passages]
     texts = [None if ids is None else decode_text(tokenizer, ids) for ids in made]
     recall, f1 = verbatim_scores(truths, texts, convention)

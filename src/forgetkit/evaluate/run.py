@@ -23,12 +23,16 @@ from forgetkit.corpus.blocks import BlockedCorpus
 from forgetkit.evaluate import assemble
 from forgetkit.evaluate.cache import Part, Store
 from forgetkit.evaluate.completions import Completions, completion_json, prompt_text
+from forgetkit.evaluate.data import Data
 from forgetkit.evaluate.health import HealthVerdict
 from forgetkit.evaluate.losses import BlockDivergence
 from forgetkit.evaluate.measure import LazyModel, Measurer
 from forgetkit.evaluate.plan import Plan, describe, make_plan
 from forgetkit.evaluate.retraining import Seeds, distance, load_seeds
+from forgetkit.evaluate.rows import suites_json
 from forgetkit.evaluate.statistics import Estimate
+from forgetkit.evaluate.suites import SuiteMeasurer, make_suite, task_scores
+from forgetkit.evaluate.utility import utility_rows
 from forgetkit.settings import EvaluateSettings, ModelSettings
 
 SCHEMA_VERSION = 1
@@ -61,6 +65,9 @@ def evaluate(
     *,
     snapshots: Mapping[int, str | Path] | None = None,
     work: Path | None = None,
+    holdout: BlockedCorpus | None = None,
+    target_from: str = "",
+    data: Data | None = None,
 ) -> dict[str, Any]:
     """Evaluate models by role and write out/results.json and out/details.json; returns the results.
 
@@ -69,30 +76,48 @@ def evaluate(
         target: the text to be forgotten, as blocks. texts: 'retain', 'neighbour', 'heldout', any subset.
         snapshots: optimiser step -> model folder, for the curve.
         work: folder of finished measurements for resuming; must outlive a kill. Default: out/work.
+        holdout: non-members of the suites' membership attacks. target_from: the layout of the data folder that gave
+            the target ('muse', 'tofu'), if one did. data: the suite's data, where they were loaded before.
 
     Raises:
         ForgetkitError: unknown role or text, no model, tokenizers that differ, a context window that is too
-        small, probes that cannot be read, a judge that does not answer.
+        small, probes or data that cannot be read, a judge that does not answer.
     """
     _check_names(models, texts)
-    _check_tokenizers(models, tokenizer, target)
+    more = {"scalability": settings.muse_scalability, "sustainability": settings.muse_sustainability}
+    named = {f"{name} {i + 1}": model for name, several in more.items() for i, model in enumerate(several)}
+    _check_tokenizers({**models, **named}, tokenizer, target)
     plan = make_plan(target, dictionary, texts, tokenizer, settings, seed)
     seeds = load_seeds(settings.seeds) if settings.seeds is not None else None
-    measurer = Measurer(plan, Store(work if work is not None else out / "work"))
     sources = {role: LazyModel(models[role], model_settings) for role in ROLES if role in models}
+    later = {name: [LazyModel(model, model_settings) for model in several] for name, several in more.items()}
+    every = [*sources.values(), *(source for several in later.values() for source in several)]
+    suite = make_suite(plan, every, target_from=target_from, holdout=holdout, data=data)
+    measurer = SuiteMeasurer(plan, Store(work if work is not None else out / "work"), suite)
     parts: dict[str, dict[str, Part]] = {}
     for role, source in sources.items():
         parts[role] = measurer.main(source)
+        if "recall" in parts[role]:  # not with non-finite weights
+            parts[role] |= measurer.families(source)
         source.close()
+    steps_of_muse = {name: [measurer.retained(source) for source in several] for name, several in later.items()}
     _compare_with_reference(measurer, sources, parts)
     curve: dict[int, tuple[LazyModel, dict[str, Part]]] = {}
     for step in sorted(snapshots or {}):
         source = LazyModel((snapshots or {})[step], model_settings)
         curve[step] = (source, measurer.snapshot(source))
+        if settings.utility_at_steps and "recall" in curve[step][1]:
+            curve[step] = (source, curve[step][1] | measurer.utility(source))
         source.close()
     results = _results(plan, dictionary, sources, parts, curve, tokenizer, model_settings, seeds)
+    details = _details(plan, dictionary, results, parts, curve)
+    results["suites"] = details["suites"] = None
+    if suite is not None:
+        verdicts = {role: assemble.judge(role, own, parts.get("baseline"), plan) for role, own in parts.items()}
+        series = {role: assemble.series_of(own, plan) for role, own in parts.items()}
+        results["suites"], details["suites"] = suites_json(plan, suite, parts, verdicts, series, steps_of_muse)
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "details.json", _details(plan, dictionary, results, parts, curve))
+    write_json(out / "details.json", details)
     write_json(out / "results.json", results)
     return results
 
@@ -241,7 +266,7 @@ def _curve_row(
 ) -> dict[str, Any]:
     verdict = assemble.judge("unlearned" if baseline else "baseline", parts, baseline, plan)
     series = assemble.series_of(parts, plan)
-    return {
+    row = {
         "step": step,
         "fingerprint": source.fingerprint,
         "health": {"status": verdict.status, "reasons": list(verdict.reasons)},
@@ -249,6 +274,9 @@ def _curve_row(
             key: assemble.value_json(key, series, verdict, assemble.why_missing(key, plan, {})) for key in CURVE
         },
     }
+    if tasks := task_scores(parts):
+        row["utility"] = utility_rows(tasks, task_scores(baseline) if baseline else None, seed=plan.seed)
+    return row
 
 
 def _completions(
