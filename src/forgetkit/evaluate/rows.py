@@ -291,7 +291,7 @@ def _knowledge(plan: Plan, suite: SuitePlan, parts: Parts, series: Mapping[str, 
         if "cloze" in found:
             rank.series[role] = items(found["cloze"].arrays["rank"], groups)
     lines.append(rank)
-    if suite.choices is not None:
+    if suite.choices is not None and probes:
         lines += _choices("knowledge.choice", suite.choices, parts, plan.seed)
     return lines
 
@@ -600,7 +600,7 @@ def _cell(line: Line, role: str, verdict: HealthVerdict, seed: int) -> dict[str,
     if line.group == "forget" and not verdict.healthy:
         return nothing | {"reason": "withheld: the model is not healthy (" + "; ".join(verdict.reasons) + ")"}
     error: float | None = line.errors.get(role)
-    if role in line.series:
+    if role in line.series and len(line.series[role].values):
         own = line.series[role]
         told, counted = estimate_mean(own, seed=seed), sizes(own)
         error = own.error if own.finite else None
