@@ -227,7 +227,7 @@ def _completion(completion: Completion) -> dict[str, Any]:
     sides = []
     for name, tokens in completion.sides:
         told = [_token(t) for t in tokens]
-        for one, following in zip(told, [*tokens[1:], None], strict=True):
+        for one, following in zip(told, [*tokens, None][1:], strict=True):
             # A line's end is shown as a sign, and only the last of several gives room for a line break.
             more = following is not None and following.text.startswith("\n")
             one["text"] = re.sub(r"\n(?!\n)", "↵" if more else "↵ ", one["text"]).replace("\n", "↵")

@@ -242,6 +242,14 @@ def test_line_ends_in_completions_are_signs_and_the_most_telling_come_first(tmp_
     assert "Glinda Ozma.↵↵ He" in first.css(".sides p")[1].text() and "instead: ↵ 40%" in (first.html or "")
 
 
+def test_model_that_says_nothing_is_shown_saying_nothing(tmp_path: Path) -> None:
+    measured = example.results()
+    silent = {"text": "", "tokens": [], "probabilities": [], "alternatives": []}
+    measured["completions"][0]["models"]["unlearned"] |= silent
+    page, _ = make(tmp_path, measured)
+    assert len(HTMLParser(page).css("#completions article")) == 4
+
+
 def test_more_than_eight_completions_unfold(tmp_path: Path) -> None:
     measured = example.results()
     measured["completions"] *= 3
