@@ -163,6 +163,9 @@ class RelabelSettings(Section):
     """Rule 2: nats by which the first tokens of a seen anchor's counterpart are lowered later in the block; 0 = off."""
     suppress_unseen_anchors: float = Field(6.0, ge=0)
     """Ours: nats by which tokens that give an anchor away are lowered until it occurs in the block; 0 = off (paper)."""
+    suppress_text: float = Field(0.6, ge=0)
+    """Ours: nats by which the text's own next token is lowered where it belongs to no anchor; 0 = off (paper).
+    Translated or not, a model predicts a text it has read better than its own uncertainty allows."""
     mask_inside_anchors: bool = False
     """Rule 3 (paper: true): no loss inside an anchor. False: inner positions of unseen anchors get labels too."""
     inner_suppression: float = Field(6.0, ge=0)

@@ -94,6 +94,8 @@ def slow_labels(
                 v[token] -= s.suppress_unseen_anchors
         if continues:
             v[int(block.ids[i + 1])] -= s.inner_suppression
+        if following is None:
+            v[int(block.ids[i + 1])] -= s.suppress_text
         label = torch.log_softmax(v, -1)
         result.append((label, torch.maximum(label, before)))
     return result

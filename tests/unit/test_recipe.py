@@ -17,7 +17,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from forgetkit import demo
 from forgetkit.core.errors import ForgetkitError
+from forgetkit.evaluate.cloze import measure_cloze
+from forgetkit.evaluate.probes import Cloze, load_probes
+from forgetkit.evaluate.retraining import load_seeds
+from forgetkit.settings import Settings
 from tests import toys
+from tests.unit.evaluate.conftest import cloze_line
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "oz"
 
@@ -296,3 +301,117 @@ def test_marked_probes_keep_their_keys_in_order(modules: Any) -> None:
         '{"id": "a", "known": false, "prompt": "x", "reference_right": false}',
     ]
     assert modules["make"].mark(marked, [True, False], [False, False]) == marked
+
+
+def tiny_model(folder: Path, seed: int) -> None:
+    toys.model("llama", seed=seed).save_pretrained(folder)
+    toys.tokenizer("bytelevel").save_pretrained(folder)
+
+
+@pytest.fixture
+def assets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty package folder, so that no bundled file is touched."""
+    folder = tmp_path / "assets"
+    for name, place in {"MODEL": "oz-base", "REFERENCE": "oz-retrained", "PROBES": "probes"}.items():
+        monkeypatch.setattr(demo, name, folder / place)
+    monkeypatch.setattr(demo, "ASSETS", folder)
+    monkeypatch.setattr(demo, "SEEDS", folder / "seeds.json")
+    folder.mkdir()
+    return folder
+
+
+def test_known_is_told_by_the_second_seed_of_o_and_right_by_the_first_of_r(
+    modules: Any, assets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = modules["make"]
+    demo.PROBES.mkdir()
+    lines = [json.dumps(cloze_line(i), ensure_ascii=False) for i in range(3)]
+    (demo.PROBES / "cloze.jsonl").write_text("\n".join(lines) + "\n")
+    for i, name in enumerate(("o1", "o2", "r1", "r2")):
+        tiny_model(tmp_path / "out" / "models" / name, seed=i)
+    by_model = {"o2": [True, True, False], "r1": [True, False, False]}
+    monkeypatch.setattr(make, "answered", lambda folder, tokenizer, items: by_model[folder.name])
+    make.mark_probes(make.Recipe(tmp_path / "out"))
+    marked = [json.loads(line) for line in (demo.PROBES / "cloze.jsonl").read_text().splitlines()]
+    assert [item["known"] for item in marked] == by_model["o2"]
+    assert [item["reference_right"] for item in marked] == by_model["r1"]
+    assert [list(item)[:-2] for item in marked] == [list(json.loads(line)) for line in lines]
+    probes = load_probes(demo.PROBES)
+    assert [item.id for item in probes.cloze] == ["c0", "c1"]
+    assert probes.unknown == 1
+
+
+def test_answered_is_the_rank_of_the_answer(modules: Any, tmp_path: Path) -> None:
+    tiny_model(tmp_path, seed=0)
+    items = [Cloze.model_validate(cloze_line(i)) for i in range(2)]
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16), toys.tokenizer()
+    expected = measure_cloze(model, tokenizer, items, None).rank == 1
+    assert modules["make"].answered(tmp_path, tokenizer, items) == expected.tolist()
+
+
+def test_shipping_copies_the_first_seed_and_touches_nothing_twice(modules: Any, assets: Path, tmp_path: Path) -> None:
+    make = modules["make"]
+    for i, name in enumerate(("o1", "r1")):
+        tiny_model(tmp_path / "out" / "models" / name, seed=i)
+    recipe = make.Recipe(tmp_path / "out")
+    make.ship(recipe)
+    for name, place in (("o1", demo.MODEL), ("r1", demo.REFERENCE)):
+        for file in make.SHIPPED:
+            assert (place / file).read_bytes() == (recipe.model(name) / file).read_bytes()
+    (demo.MODEL / "config.json").write_text("{}")
+    make.ship(recipe)
+    assert (demo.MODEL / "config.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_measured_seeds_are_what_the_package_reads(
+    modules: Any, assets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: bool
+) -> None:
+    make = modules["make"]
+    recipe = make.Recipe(tmp_path / "out")
+    names = [phase.name for phase in (*make.LAST, *(make.scratch(1) if alone else ()))]
+    for i, name in enumerate(names):
+        tiny_model(recipe.model(name), seed=i)
+    calls: list[tuple[str, bool, str | None]] = []
+
+    def bench(out: Path, settings: Settings, *, full: bool, model: str, seeds: bool) -> dict[str, Any]:
+        assert not seeds
+        name, reference = Path(model).name, settings.evaluate.reference
+        calls.append((name, full, Path(reference).name if reference else None))
+        keys = [f"{what}.{text}" for what in ("divergence", "agreement") for text in ("target", "heldout")]
+        own = {key: {"value": len(calls) / 7} for key in keys}
+        apart = {field: [1.0 + names.index(name), 2.0] for field in ("divergence", "agreement", "count")}
+        results = {
+            "models": {"reference": {"fingerprint": "R"}, "baseline": {"measures": own}},
+            "texts": {"target": {"sha256": f"books {full}"}, "heldout": {"sha256": "held"}},
+        }
+        details = {
+            "blocks": {"target": [0, 5], "heldout": [0, 1]},
+            "models": {"unlearned": {"divergence.target": apart, "divergence.heldout": apart}},
+        }
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "results.json").write_text(json.dumps(results))
+        (out / "details.json").write_text(json.dumps(details))
+        return {"models": {"unlearned": {"measures": own}}}
+
+    monkeypatch.setattr(make.oz, "bench", bench)
+    monkeypatch.setattr(make.oz, "other_seed_positions", lambda model, settings, full, out: out.write_text(model))
+    with pytest.raises(ForgetkitError, match="--only ship"):
+        make.measure(recipe)
+    make.ship(recipe)
+    make.measure(recipe)
+
+    seeds = load_seeds(demo.SEEDS)
+    assert seeds.reference == "R"
+    for digest in ("books True", "books False"):
+        assert [one.divergence.tolist() for one in seeds.null(digest, [0, 5])] == [[4.0, 2.0], [6.0, 2.0]]  # r2, r3
+    assert len(seeds.null("held", [0, 1])) == 2
+    raw = json.loads(demo.SEEDS.read_text())
+    measured = {"r2", "r3", "o2", "o3"} | ({"scratch-o4", "scratch-r4", "scratch-r5"} if alone else set())
+    assert {books: set(rows) for books, rows in raw["models"].items()} == {"three": measured, "full": measured}
+    assert str(tmp_path) not in demo.SEEDS.read_text()
+    assert [call for call in calls if call[2]] == [
+        (name, full, "scratch-r4") for full in (False, True) for name in ("scratch-o4", "scratch-r5") if alone
+    ]
+    for full in (False, True):
+        assert Path(demo.null_positions(full).read_text()).name == "r2"

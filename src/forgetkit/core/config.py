@@ -46,9 +46,14 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+"), list("-+.0123456789")
-)
+class _Dumper(yaml.SafeDumper):
+    """Quotes whatever text `_Loader` would read as something else."""
+
+
+for _side in (_Loader, _Dumper):
+    _side.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+"), list("-+.0123456789")
+    )
 
 
 def _parse(text: str, where: str) -> Any:
@@ -292,5 +297,5 @@ def _scalar(value: Any) -> str:
     if isinstance(value, Path):
         value = str(value)
     readable = not isinstance(value, str) or value.isprintable()  # YAML folds bare line separators
-    text: str = yaml.safe_dump(value, default_flow_style=True, width=10**9, allow_unicode=readable)
+    text: str = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, width=10**9, allow_unicode=readable)
     return text.removesuffix("\n").removesuffix("\n...")

@@ -225,7 +225,7 @@ class Labeller:
         position: NDArray[np.int64],
         inner: NDArray[np.bool_],
     ) -> None:
-        """Rule 2, unseen anchors, and the anchor's own next token at inner positions; in place."""
+        """Rule 2, unseen anchors, the text's own next token, and the anchor's at inner positions; in place."""
         rows: list[NDArray[np.int64]] = []
         ids: list[NDArray[np.int32]] = []
         amounts: list[NDArray[np.float32]] = []
@@ -237,6 +237,12 @@ class Labeller:
             rows.append(of_block[hit])
             ids.append(plan.lowered_ids[which])
             amounts.append(plan.lowered_by[which])
+        if self.settings.suppress_text > 0:
+            plain = np.array([blocks[b].plan.role[p] == Role.OTHER for b, p in zip(row_block, position, strict=True)])
+            at_text = np.flatnonzero(plain)
+            rows.append(at_text)
+            ids.append(np.array([blocks[row_block[r]].ids[position[r] + 1] for r in at_text], np.int32))
+            amounts.append(np.full(len(at_text), self.settings.suppress_text, np.float32))
         if inner.any():
             at_inner = np.flatnonzero(inner)
             rows.append(at_inner)
@@ -400,7 +406,7 @@ def build_labels(
 
 def _retain_settings(settings: RelabelSettings) -> RelabelSettings:
     """The baseline's own soft prediction, nothing subtracted."""
-    return settings.model_copy(update={"alpha": 0.0, "labels": "soft", "temperature": 1.0})
+    return settings.model_copy(update={"alpha": 0.0, "labels": "soft", "temperature": 1.0, "suppress_text": 0.0})
 
 
 def load_labels(folder: Path) -> tuple[LabelShards, LabelShards | None]:

@@ -18,11 +18,11 @@ import yaml
 from forgetkit.core.errors import ForgetkitError
 from forgetkit.report import results
 from forgetkit.report.preview import PreviewBlock, clean, read_blocks
-from forgetkit.report.results import Completion, Probe, Token
+from forgetkit.report.results import Completion, Probe, Recall, Token
 from forgetkit.report.verdict import Evidence
 from forgetkit.settings import ReportSettings
 
-__all__ = ["Anchor", "Collected", "Completion", "Probe", "Token", "collect"]
+__all__ = ["Anchor", "Collected", "Completion", "Probe", "Recall", "Token", "collect"]
 
 PREVIEW_BLOCKS = 3
 PREVIEW_ROWS = 160
@@ -52,11 +52,13 @@ class Collected:
     evidence: Evidence
     health: dict[str, dict[str, float | None]] = field(default_factory=dict)
     probes: tuple[Probe, ...] = ()
+    recall: tuple[Recall, ...] = ()
     completions: tuple[Completion, ...] = ()
     preview: tuple[PreviewBlock, ...] = ()
     anchors: tuple[Anchor, ...] = ()
     documents: tuple[dict[str, str], ...] = ()
     stages: tuple[dict[str, str], ...] = ()
+    cost: str = ""
     record: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = ()
     places: str = ""
     not_measured: tuple[str, ...] = ()
@@ -88,11 +90,13 @@ def collect(run: Path, settings: ReportSettings) -> Collected:
         ),
         health=results.health(measured),
         probes=() if hide else results.probes(details),
+        recall=() if hide else results.recall(details),
         completions=() if hide else results.completions(measured),
         preview=() if hide else _preview(run / "4-labels" / "preview.json"),
         anchors=_anchors(run / "3-anchors" / "anchors.yaml", hide),
         documents=tuple(_document(d, i, hide) for i, d in enumerate(documents)),
         stages=tuple(_stages(run)),
+        cost=_cost(run),
         record=_record(run, whole, measured, log, hide),
         places=results.places(measured),
         not_measured=results.not_measured(measured),
@@ -179,6 +183,22 @@ def _stages(run: Path) -> Iterator[dict[str, str]]:
             "seconds": f"{seconds:,.1f}" if known else "",
             "fingerprint": clean(str(manifest.get("fingerprint") or ""))[:16],
         }
+
+
+def _cost(run: Path) -> str:
+    """One sentence: how long all stages took, on what; empty if no stage tells."""
+    found = [_manifest(run, stage) for stage in _STAGES]
+    seconds = [s for m in found if (s := results.real(m.get("seconds"))) is not None]
+    if not seconds:
+        return ""
+    devices = sorted({clean(str(m["device"])) for m in found if m.get("device")})
+    threads = sorted({t for m in found if (t := results.integer(m.get("threads"))) is not None})
+    on = f" on {', '.join(devices)}" if devices else ""
+    used = f", {threads[-1]} thread{'' if threads[-1] == 1 else 's'}" if threads else ""
+    minutes, rest = divmod(round(sum(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    told = f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    return f"All stages together took {told}{on}{used}."
 
 
 def _record(

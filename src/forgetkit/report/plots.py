@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import matplotlib
@@ -51,6 +52,8 @@ PAPER_STEPS = (0, 20, 40, 60, 80, 100, 120)
 PAPER_COMPLETION = (0.290, 0.040, 0.020, 0.017, 0.007, 0.007, 0.007)
 PAPER_PROBABILITY = (0.244, 0.062, 0.022, 0.012, 0.011, 0.008, 0.006)
 """Familiarity in Eldan & Russinovich 2023 (arXiv 2310.02238), Llama-2-7b-chat."""
+_SOLID, _DOTTED = (0, ()), (0, (1, 1.6))
+_SHORT = {"familiarity.completion": "completion", "familiarity.probability": "probability"}
 
 
 def _svg(figure: Figure, name: str, title: str) -> Markup:
@@ -80,11 +83,12 @@ def _font(match: re.Match[str]) -> str:
 
 
 def forgetting_against_utility(measure: Measure, kept: Measure) -> Markup | None:
-    """The one picture: how far the recall went (x) at what cost elsewhere (y), step by step.
+    """The one picture: how far the forgetting went (x) at what cost elsewhere (y), step by step.
 
     x is the share of the way to the never-read reference when there is one, otherwise the measure itself;
-    y the relative change of ``kept`` against the baseline in per cent, up = worse. None if there is nothing
-    to draw.
+    y the relative change of ``kept`` against the baseline in per cent, up = worse. Points: baseline,
+    checkpoints with their steps, the unlearned model with its 95% intervals, the reference. None if there is
+    nothing to draw.
     """
     if measure.baseline is None or measure.unlearned is None or kept.unlearned is None or not kept.baseline:
         return None
@@ -97,51 +101,100 @@ def forgetting_against_utility(measure: Measure, kept: Measure) -> Markup | None
         return (100 * way if way is not None else value), harm
 
     others = dict(kept.steps)
-    path = [point(measure.baseline, origin)]
-    path += [point(v, others[s]) for s, v in measure.steps if s > 0 and s in others]
+    path = [(0, point(measure.baseline, origin))]
+    path += [(step, point(v, others[step])) for step, v in measure.steps if step > 0 and step in others]
     last = point(measure.unlearned, kept.unlearned)
-    if path[-1] != last:
-        path.append(last)
+    if path[-1][1] != last:
+        path.append((-1, last))
     with matplotlib.rc_context(_RC):
-        figure = Figure(figsize=(5.6, 3.3), layout="constrained", facecolor="none")
+        figure = Figure(figsize=(5.6, 3.7), layout="constrained", facecolor="none")
         axes = figure.subplots()
         axes.set_facecolor("none")
         axes.axhline(0, color=INK, linewidth=0.6, alpha=0.35)
-        xs, ys = zip(*path, strict=True)
-        axes.plot(xs, ys, color=ACCENT, marker="o", markersize=4, alpha=0.9)
-        _dot(axes, path[0], "read it (baseline)", INK, filled=True, align="left")
-        _dot(axes, last, "unlearned", ACCENT, filled=True)
-        drawn = list(path)
+        spots = [spot for _, spot in path]
+        axes.plot(*zip(*spots, strict=True), color=ACCENT, marker="o", markersize=4, alpha=0.9)
+        _cross(axes, last, measure if with_reference else None, kept)
+        _dot(axes, last, ACCENT, filled=True)
+        _dot(axes, spots[0], INK, filled=True)
+        drawn = [(spots[0], "read it (baseline)", INK), (last, "unlearned", ACCENT)]
         if measure.reference is not None and with_reference:
             known = kept.reference is not None
             spot = point(measure.reference, kept.reference if kept.reference is not None else origin)
-            _dot(axes, spot, "never read it" if known else "never read it (cost not known)", INK, filled=False)
-            drawn.append(spot)
-        low, high = min(y for _, y in drawn), max(y for _, y in drawn)
-        margin = max(0.25 * (high - low), 0.4)
-        axes.set_ylim(low - margin, high + 1.6 * margin)
-        axes.margins(x=0.14)
+            _dot(axes, spot, INK, filled=False)
+            axes.axvline(100, color=INK, linewidth=1.0, linestyle=(0, (1, 2)), alpha=0.6)
+            drawn.append((spot, "never read it" if known else "never read it (cost not known)", INK))
+        heights = [y for _, y in spots] + [y for (_, y), _, _ in drawn]
+        heights += [100 * bound for bound in kept.cost_interval or ()]
+        margin = max(0.22 * (max(heights) - min(heights)), 0.4)
+        axes.set_ylim(min(heights) - margin, max(heights) + margin)
+        axes.margins(x=0.16)
         if not with_reference:
             axes.invert_xaxis()
-        axes.set_xlabel("forgetting: % of the way to never read →" if with_reference else f"{measure.label} (lower →)")
+        way = f"forgetting: {measure.label},\n% of the way to never read →"
+        axes.set_xlabel(way if with_reference else f"{measure.label} (lower →)")
         axes.set_ylabel(f"{kept.label}\nchange in %, up = worse")
+        _name(axes, drawn, [(spot, f"step {step}") for step, spot in path[1:-1]])
         return _svg(figure, "trade", "Forgetting against cost, from the baseline to the unlearned model")
 
 
-def _dot(axes: Any, spot: tuple[float, float], label: str, colour: str, *, filled: bool, align: str = "center") -> None:
+def _cross(axes: Any, spot: tuple[float, float], measure: Measure | None, kept: Measure) -> None:
+    """The 95% intervals of the unlearned model's way and cost."""
+    line = {"color": ACCENT, "linewidth": 1.0, "alpha": 0.7}
+    if measure is not None and measure.interval is not None:
+        axes.plot([100 * bound for bound in measure.interval], [spot[1], spot[1]], **line)
+    if kept.cost_interval is not None:
+        axes.plot([spot[0], spot[0]], [100 * bound for bound in kept.cost_interval], **line)
+
+
+def _dot(axes: Any, spot: tuple[float, float], colour: str, *, filled: bool) -> None:
     face = colour if filled else PAPER
-    axes.plot(
-        *spot,
-        marker="o",
-        markersize=9,
-        markerfacecolor=face,
-        markeredgecolor=colour,
-        linestyle="none",
-        zorder=3,
-    )
-    # The path of the fine-tune runs above and left of its ends, so labels stand below.
-    shift = -4 if align == "left" else 0
-    axes.annotate(label, spot, (shift, -19), textcoords="offset points", ha=align, color=colour, fontsize=11)
+    look = {"markersize": 9, "markerfacecolor": face, "markeredgecolor": colour}
+    axes.plot(*spot, marker="o", linestyle="none", zorder=3, **look)
+
+
+def _name(
+    axes: Any, drawn: Sequence[tuple[tuple[float, float], str, str]], steps: Sequence[tuple[tuple[float, float], str]]
+) -> None:
+    """Write names beside points where nothing is yet; a step without a free place stays without a name.
+
+    Widths are estimated (half the font's size per character): the page's font is not known here.
+    """
+    axes.figure.draw_without_rendering()
+    scale = 72 / axes.figure.dpi
+    low, high = (scale * axes.transAxes.transform(corner) for corner in ((0, 0), (1, 1)))
+    taken = [scale * axes.transData.transform(spot) for spot in [s for s, _, _ in drawn] + [s for s, _ in steps]]
+    boxes = [(x - 5, y - 5, x + 5, y + 5) for x, y in taken]
+    for line in axes.lines:  # along every line a row of small boxes, so that no name crosses one
+        ends = scale * line.get_transform().transform(line.get_xydata())
+        for a, b in pairwise(ends):
+            n = max(2, int(max(abs(b - a)) / 4))
+            boxes += [(x - 1, y - 1, x + 1, y + 1) for x, y in (a + (b - a) * i / n for i in range(n + 1))]
+    for spot, text, colour, size, must in [
+        *((s, t, c, 11.0, True) for s, t, c in drawn), *((s, t, INK, 9.0, False) for s, t in steps)
+    ]:  # fmt: skip
+        x, y = scale * axes.transData.transform(spot)
+        width, height = 0.54 * size * len(text), 1.2 * size
+        middle = min(max(x - width / 2, low[0] + 2), high[0] + 14 - width)
+        right, left_of, below, above = x + 8, x - 8 - width, y - 7 - height, y + 7
+        places = [(middle, below), (middle, above), (right, y - height / 2), (left_of, y - height / 2)]
+        places += [(side, level) for side in (left_of, right) for level in (below, above)]
+        places += [(left_of - 14, y - height / 2), (right + 14, y - height / 2)] if must else []
+        inside = [p for p in places if low[0] <= p[0] and p[0] + width <= high[0] + 16 and low[1] <= p[1] <= high[1]]
+        left, bottom = min(inside or places, key=lambda p: _meet((*p, p[0] + width, p[1] + height), boxes))
+        if not must and (not inside or _meet((left, bottom, left + width, bottom + height), boxes)):
+            continue
+        boxes.append((left, bottom, left + width, bottom + height))
+        shift = (left + width / 2 - x, bottom + 0.22 * size - y)
+        look = {"ha": "center", "va": "baseline", "color": colour, "fontsize": size, "alpha": 1.0 if must else 0.75}
+        axes.annotate(text, spot, shift, textcoords="offset points", annotation_clip=False, **look)
+
+
+Box = tuple[float, float, float, float]
+
+
+def _meet(box: Box, others: Sequence[Box]) -> int:
+    """With how many other boxes (left, bottom, right, top) this one overlaps."""
+    return sum(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in others)
 
 
 def curve(measure: Measure, index: int) -> Markup | None:
@@ -151,7 +204,7 @@ def curve(measure: Measure, index: int) -> Markup | None:
     if len(points) < 2:
         return None
     with matplotlib.rc_context(_RC):
-        figure = Figure(figsize=(4.2, 2.5), layout="constrained", facecolor="none")
+        figure = Figure(figsize=(3.7, 2.35), layout="constrained", facecolor="none")
         axes = figure.subplots()
         axes.set_facecolor("none")
         _levels(axes, measure, [v for _, v in points])
@@ -188,27 +241,30 @@ def _levels(axes: Any, measure: Measure, values: Sequence[float]) -> None:
         axes.annotate(name, (1, value), (5, shift), fontsize=10, alpha=0.85, **place)
 
 
-def beside_the_paper(steps: Sequence[tuple[int, float]], label: str) -> Markup | None:
-    """Share of the baseline's recall that is left, ours and the paper's, over the share of the fine-tune
-    done."""
-    if len(steps) < 2 or steps[0][0] != 0 or steps[0][1] <= 0 or steps[-1][0] <= 0:
+def beside_the_paper(ours: Sequence[Measure]) -> Markup | None:
+    """Share of the baseline's familiarity that is left, ours and the paper's, over the share of the fine-tune done.
+
+    ours: the measures to draw, `familiarity.completion` and `familiarity.probability` or what stands in for them;
+    those that do not begin above zero at step 0 are left out.
+    """
+    drawn = [m for m in ours if len(m.steps) > 1 and m.steps[0][0] == 0 and m.steps[0][1] > 0]
+    if not drawn:
         return None
-    last, start = steps[-1][0], steps[0][1]
     with matplotlib.rc_context(_RC):
-        figure = Figure(figsize=(5.6, 2.9), layout="constrained", facecolor="none")
+        figure = Figure(figsize=(5.6, 3.1), layout="constrained", facecolor="none")
         axes = figure.subplots()
         axes.set_facecolor("none")
         done = [100 * s / PAPER_STEPS[-1] for s in PAPER_STEPS]
-        theirs = (
-            (PAPER_COMPLETION, "paper: completion", (0, (5, 3))),
-            (PAPER_PROBABILITY, "paper: probability", (0, (1, 2))),
-        )
+        theirs = ((PAPER_COMPLETION, "paper: completion", _SOLID), (PAPER_PROBABILITY, "paper: probability", _DOTTED))
         for values, name, style in theirs:
             left = [100 * v / values[0] for v in values]
-            axes.plot(done, left, color=INK, linewidth=1.3, alpha=0.75, linestyle=style, label=name)
-        ours = [100 * v / start for _, v in steps]
-        share = [100 * s / last for s, _ in steps]
-        axes.plot(share, ours, color=ACCENT, marker="o", markersize=4, label=f"this run: {label}")
+            axes.plot(done, left, color=INK, linewidth=1.3, alpha=0.7, linestyle=style, label=name)
+        for measure in drawn:
+            start, last = measure.steps[0][1], measure.steps[-1][0]
+            style = _DOTTED if measure.key == "familiarity.probability" else _SOLID
+            name = f"this run: {_SHORT.get(measure.key, measure.label)}"
+            share, left = [100 * s / last for s, _ in measure.steps], [100 * v / start for _, v in measure.steps]
+            axes.plot(share, left, color=ACCENT, marker="o", markersize=4, linestyle=style, label=name)
         axes.set_xlabel("% of the fine-tune done")
         axes.set_ylabel("% of the baseline's\nfamiliarity left")
         axes.set_ylim(bottom=0)

@@ -8,25 +8,27 @@ can still be made. Texts are cleaned here.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from forgetkit.report.preview import clean
-from forgetkit.report.verdict import Evidence, Measure
+from forgetkit.report.verdict import Distance, Evidence, Measure
 
-MAIN = frozenset(
-    {
-        "recall.probability",
-        "recall.anchor_probability",
-        "loss.target",
-        "loss.retain",
-        "loss.neighbour",
-        "loss.heldout",
-    }
+MAIN = (
+    "familiarity.completion",
+    "familiarity.probability",
+    "cloze.accuracy",
+    "recall.probability",
+    "recall.anchor_probability",
+    "loss.target",
+    "loss.retain",
+    "loss.neighbour",
+    "loss.heldout",
 )
-"""Measures that make the verdict. Distances to the reference do not: no other model has a distance of zero
-to it."""
+"""Measures that make the verdict, in the order in which they are told: the paper's first. Distances to the
+reference do not: no other model has a distance of zero to it."""
+TRUTH = "the text itself"
 ROLES = {"baseline": "baseline", "unlearned": "unlearned", "reference": "never read"}
 
 
@@ -37,6 +39,7 @@ class Token:
     text: str
     probability: float | None = None
     alternatives: tuple[tuple[str, float], ...] = ()
+    """Other tokens that the model found probable, in order."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Completion:
 
 
 @dataclass(frozen=True)
-class Probe:
+class Recall:
     """Mean recall probability of one anchor over its ``places``."""
 
     term: str
@@ -56,6 +59,29 @@ class Probe:
     baseline: float | None = None
     unlearned: float | None = None
     reference: float | None = None
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One probe: its prompt, what would give the target away, and what each model shows of it, 0 to 1.
+
+    ``kind`` 'cloze': P(answer) among the options; 'completion': the graded continuation's score; 'probability':
+    P(a familiar word comes next). ``said``: how the unlearned model went on, with its ``grade`` (completions).
+    """
+
+    kind: Literal["cloze", "completion", "probability"]
+    prompt: str
+    wanted: str
+    baseline: float | None = None
+    unlearned: float | None = None
+    reference: float | None = None
+    said: str = ""
+    grade: int | None = None
+
+    @property
+    def left(self) -> float | None:
+        """What the unlearned model still shows beyond the never-read one (beyond nothing without one)."""
+        return None if self.unlearned is None else self.unlearned - (self.reference or 0.0)
 
 
 def mapping(value: object) -> Mapping[str, Any]:
@@ -94,8 +120,10 @@ def evidence(
     state = mapping(unlearned.get("health"))
     status = state.get("status")
     target = mapping(mapping(results.get("texts")).get("target"))
+    measures = [_measure(mapping(m), results, last_step) for m in items(results.get("measures"))]
     return Evidence(
-        measures=tuple(_measure(mapping(m), results, last_step) for m in items(results.get("measures"))),
+        measures=tuple(sorted(measures, key=lambda m: MAIN.index(m.key) if m.main else len(MAIN))),
+        distances=_distances(results),
         healthy=None if not isinstance(status, str) else status == "healthy",
         health_reasons=tuple(clean(str(r)) for r in items(state.get("reasons"))),
         documents=documents if documents is not None else integer(target.get("documents")),
@@ -111,6 +139,9 @@ def _measure(metric: Mapping[str, Any], results: Mapping[str, Any], last_step: i
     cells = {role: mapping(mapping(mapping(models.get(role)).get("measures")).get(key)) for role in ROLES}
     values = {role: real(cell.get("value")) for role, cell in cells.items()}
     way = mapping(mapping(results.get("way_to_reference")).get(key))
+    residual = mapping(mapping(results.get("normalised_residual")).get(key))
+    if residual and real(residual.get("value")) is None:  # NR is 1 - way: what withholds the one withholds the other
+        way = residual
     difference = mapping(mapping(results.get("differences")).get(key))
     withheld = real(way.get("value")) is None and isinstance(way.get("reason"), str)
     steps = {}
@@ -139,7 +170,24 @@ def _measure(metric: Mapping[str, Any], results: Mapping[str, Any], last_step: i
         steps=tuple(sorted(steps.items())),
         main=key in MAIN,
         n=integer(cells["unlearned"].get("n")),
+        chance=real(mapping(mapping(results.get("probes")).get("cloze")).get("chance"))
+        if key in ("cloze.accuracy", "cloze.probability")
+        else None,
     )
+
+
+def _distances(results: Mapping[str, Any]) -> tuple[Distance, ...]:
+    found = mapping(results.get("distance_to_retraining"))
+    out: list[Distance] = []
+    texts: tuple[Literal["target", "heldout"], ...] = ("target", "heldout")
+    whats: tuple[Literal["divergence", "agreement"], ...] = ("divergence", "agreement")
+    for text in texts:
+        for what in whats:
+            one = mapping(mapping(found.get(text)).get(what))
+            value, reason = real(one.get("value")), one.get("reason")
+            if value is not None or isinstance(reason, str):
+                out.append(Distance(text, what, value, _pair(one), "" if value is not None else clean(str(reason))))
+    return tuple(out)
 
 
 def _pair(estimate: Mapping[str, Any]) -> tuple[float, float] | None:
@@ -168,13 +216,12 @@ def health(results: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
     return out
 
 
-def probes(details: Mapping[str, Any]) -> tuple[Probe, ...]:
+def recall(details: Mapping[str, Any]) -> tuple[Recall, ...]:
     """Mean recall probability per anchor and model, from the places of ``details.json``."""
     terms = [str(mapping(p).get("anchor")) for p in items(details.get("places"))]
     sums: dict[str, dict[str, list[float]]] = {term: {role: [] for role in ROLES} for term in terms}
     for role in ROLES:
-        recall = mapping(mapping(mapping(details.get("models")).get(role)).get("recall"))
-        values = items(recall.get("probability"))
+        values = _array(details, role, "recall", "probability")
         if len(values) == len(terms):
             for term, value in zip(terms, values, strict=True):
                 number = real(value)
@@ -182,9 +229,59 @@ def probes(details: Mapping[str, Any]) -> tuple[Probe, ...]:
                     sums[term][role].append(number)
     counts = {term: terms.count(term) for term in sums}
     return tuple(
-        Probe(clean(term), counts[term], **{role: sum(v) / len(v) if v else None for role, v in by_role.items()})
+        Recall(clean(term), counts[term], **{role: sum(v) / len(v) if v else None for role, v in by_role.items()})
         for term, by_role in sums.items()
     )
+
+
+def probes(details: Mapping[str, Any]) -> tuple[Probe, ...]:
+    """Every probe of ``details.json`` with what the models show of it; arrays of another length are left out."""
+    given = mapping(details.get("probes"))
+    out: list[Probe] = []
+    for one, values in _scored(details, items(given.get("cloze")), "cloze", "probability"):
+        out.append(Probe("cloze", clean(str(one.get("prompt"))), clean(str(one.get("answer"))), *values))
+    prompts = items(given.get("completion"))
+    texts = _array(details, "unlearned", "familiarity.completion", "texts")
+    grades = _array(details, "unlearned", "familiarity.completion", "grade")
+    said = list(zip(texts, grades, strict=True)) if len(texts) == len(grades) == len(prompts) else []
+    for i, (one, values) in enumerate(_scored(details, prompts, "familiarity.completion", "score")):
+        references = mapping(one.get("references"))
+        wanted = [str(word) for grade in ("3", "2") for word in items(references.get(grade))]
+        text, grade = said[i] if said else ("", None)
+        out.append(
+            Probe(
+                "completion",
+                clean(str(one.get("prompt"))),
+                clean(", ".join(wanted)),
+                *values,
+                said=clean(str(text)),
+                grade=integer(grade),
+            )
+        )
+    for one, values in _scored(details, items(given.get("probability")), "familiarity.probability", "probability"):
+        words = clean(", ".join(map(str, items(one.get("familiar")))))
+        out.append(Probe("probability", clean(str(one.get("prompt"))), words, *values))
+    return tuple(out)
+
+
+def _array(details: Mapping[str, Any], role: str, part: str, name: str) -> list[Any]:
+    return items(mapping(mapping(mapping(details.get("models")).get(role)).get(part)).get(name))
+
+
+def _scored(
+    details: Mapping[str, Any], given: list[Any], part: str, name: str
+) -> Iterator[tuple[Mapping[str, Any], tuple[float | None, float | None, float | None]]]:
+    """(the probe, its values on baseline, unlearned and reference) in order."""
+    nothing: list[Any] = [None] * len(given)
+
+    def values(role: str) -> list[Any]:
+        found = _array(details, role, part, name)
+        return found if len(found) == len(given) else nothing
+
+    for one, before, after, never in zip(
+        given, values("baseline"), values("unlearned"), values("reference"), strict=True
+    ):
+        yield mapping(one), (real(before), real(after), real(never))
 
 
 def completions(results: Mapping[str, Any]) -> tuple[Completion, ...]:
@@ -193,7 +290,7 @@ def completions(results: Mapping[str, Any]) -> tuple[Completion, ...]:
     for row in map(mapping, items(results.get("completions"))):
         sides: list[tuple[str, tuple[Token, ...]]] = []
         if isinstance(row.get("truth"), str):
-            sides.append(("the text itself", (Token(clean(row["truth"])),)))
+            sides.append((TRUTH, (Token(clean(row["truth"])),)))
         models = mapping(row.get("models"))
         sides += [(name, _tokens(mapping(models[role]))) for role, name in ROLES.items() if role in models]
         out.append(Completion(clean(str(row.get("prompt") or "")), tuple(sides)))
@@ -204,17 +301,20 @@ def _tokens(made: Mapping[str, Any]) -> tuple[Token, ...]:
     """Tokens laid over the text; the bare text where they do not tile it (a character cut across tokens)."""
     text, pieces = str(made.get("text") or ""), items(made.get("tokens"))
     probabilities = items(made.get("probabilities"))
+    others = items(made.get("alternatives"))
+    others = others if len(others) == len(pieces) else [{}] * len(pieces)
     out: list[Token] = []
     at = 0
     if len(probabilities) != len(pieces):
         return (Token(clean(text)),)
-    for piece, probability in zip(pieces, probabilities, strict=True):
+    for piece, probability, instead in zip(pieces, probabilities, others, strict=True):
         # A tokenizer may drop the leading space when it decodes one token alone.
         found = next((p for p in (str(piece), f" {piece}") if text.startswith(p, at)), None)
         if found is None:
             return (Token(clean(text)),)
         at += len(found)
-        out.append(Token(clean(found), real(probability)))
+        pairs = [(clean(str(t)), p) for t, v in mapping(instead).items() if (p := real(v)) is not None]
+        out.append(Token(clean(found), real(probability), tuple(pairs)))
     return tuple(out) if at == len(text) else (Token(clean(text)),)
 
 
@@ -249,12 +349,13 @@ def not_measured(results: Mapping[str, Any]) -> tuple[str, ...]:
     if "reference" not in models:
         out.append("The distance to a model that never read the text: no such model was given.")
     labels = {str(mapping(m).get("key")): mapping(m).get("label") for m in items(results.get("measures"))}
+    absent: dict[str, list[str]] = {}
     for key, cell in mapping(mapping(models.get("unlearned")).get("measures")).items():
         reason = mapping(cell).get("reason")
         distance = key.startswith(("divergence.", "agreement."))
         if isinstance(reason, str) and not reason.startswith("withheld") and not distance:
-            label = str(labels.get(key) or key)
-            out.append(clean(f"{label[:1].upper()}{label[1:]}: {reason}."))
+            absent.setdefault(reason, []).append(str(labels.get(key) or key))
+    out += [clean(f"{'; '.join(names)[:1].upper()}{'; '.join(names)[1:]}: {why}.") for why, names in absent.items()]
     if mapping(mapping(models.get("unlearned")).get("health")).get("text") == "target":
         out.append("Health on other text: none was given, so only the weights and the fluency were checked.")
     return tuple(out)

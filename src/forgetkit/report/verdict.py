@@ -28,6 +28,8 @@ CLOSE_COST = 0.02
 baseline)."""
 SMALL_COST = 0.01
 """Up to here a cost is called small in words."""
+MANY = 3
+"""More measures of forgetting than this are summed up in words: the first, the one furthest behind, the odd ones."""
 
 NOT_TESTED = (
     "Relearning: whether a short fine-tune on a part of the text, or on other text, brings the rest back.",
@@ -51,6 +53,7 @@ class Measure:
     of `way`, ``difference`` those of unlearned - baseline; ``undefined`` says why there is no way to tell,
     if the evaluation withheld it. ``steps``: (optimiser
     step, value) along the fine-tune. ``main`` False keeps a measure out of the sentences and the level.
+    ``chance`` is the value of a model that guesses, where there is one.
     """
 
     key: str
@@ -68,6 +71,7 @@ class Measure:
     steps: tuple[tuple[int, float], ...] = ()
     main: bool = True
     n: int | None = None
+    chance: float | None = None
 
     @property
     def way(self) -> float | None:
@@ -92,6 +96,16 @@ class Measure:
         return (self.baseline - value) / gap
 
     @property
+    def residual(self) -> float | None:
+        """The normalised residual NR = (U - R) / (O - R) = 1 - way: 0 = as if never read, 1 = untouched."""
+        return None if self.way is None else 1 - self.way
+
+    @property
+    def residual_interval(self) -> tuple[float, float] | None:
+        """The 95% bounds of `residual`."""
+        return None if self.interval is None else (1 - self.interval[1], 1 - self.interval[0])
+
+    @property
     def change(self) -> float | None:
         """(U - O) / |O|, the relative change against the baseline; None where it cannot be computed."""
         if self.baseline is None or self.unlearned is None or self.baseline == 0:
@@ -114,10 +128,27 @@ class Measure:
 
 
 @dataclass(frozen=True)
+class Distance:
+    """Distance to retraining on one text: the unlearned model against a retrained one, over two retrained ones.
+
+    ``what`` 'divergence': D = KL(R || U) / KL(R || R'); 1 = as close as another retrained model, more = farther.
+    ``what`` 'agreement': the same of the share of equal top tokens; 1 = as another retrained model, less = farther.
+    ``reason`` says why there is no value.
+    """
+
+    text: Literal["target", "heldout"]
+    what: Literal["divergence", "agreement"]
+    value: float | None = None
+    interval: tuple[float, float] | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
 class Evidence:
     """Everything the verdict is made from. ``healthy`` is None where health was not measured."""
 
     measures: tuple[Measure, ...] = ()
+    distances: tuple[Distance, ...] = ()
     healthy: bool | None = None
     health_reasons: tuple[str, ...] = ()
     documents: int | None = None
@@ -206,7 +237,8 @@ def _invalid(evidence: Evidence) -> Verdict:
 
 def _sentences(evidence: Evidence, forget: Sequence[Measure]) -> tuple[str, ...]:
     out = [_what(evidence)]
-    out += [_how_far(m) for m in forget]
+    out += [_overview(forget)] if len(forget) > MANY else []
+    out += [_how_far(m) for m in _told(forget)]
     if not forget:
         out.append("No measure of forgetting is in the results.")
     elif all(m.reference is None for m in forget):
@@ -214,6 +246,7 @@ def _sentences(evidence: Evidence, forget: Sequence[Measure]) -> tuple[str, ...]
             "There is no model that never read the text to compare with, so these numbers cannot say "
             "how low is low enough."
         )
+    out += _retraining(evidence)
     out += _costs(evidence)
     if evidence.healthy:
         out.append("The health check passed: all values are finite, and the model did not fall into repetition.")
@@ -223,6 +256,50 @@ def _sentences(evidence: Evidence, forget: Sequence[Measure]) -> tuple[str, ...]
             "on part of the text or after 4-bit quantisation; see what was not tested."
         )
     return tuple(out)
+
+
+def _told(forget: Sequence[Measure]) -> list[Measure]:
+    """The measures that get a sentence: all, or of many the first, the one furthest behind and the odd ones."""
+    if len(forget) <= MANY:
+        return list(forget)
+    behind = min(ways, key=lambda pair: pair[0])[1] if (ways := _ways(forget)) else None
+    return [m for i, m in enumerate(forget) if i == 0 or m is behind or (m.way is not None and m.way > OVERSHOOT_WAY)]
+
+
+def _ways(forget: Sequence[Measure]) -> list[tuple[float, Measure]]:
+    return [(way, m) for m in forget if (way := m.way) is not None]
+
+
+def _overview(forget: Sequence[Measure]) -> str:
+    """Of many measures: how many got how far, which one least, and which cannot tell."""
+    ways = _ways(forget)
+    if not ways:
+        return f"Forgetting was measured in {len(forget)} ways; each is in the table below."
+    least, behind = min(ways, key=lambda pair: pair[0])
+    far = sum(way >= CLOSE_WAY for way, _ in ways)
+    silent = [m.label for m in forget if m.way is None]
+    rest = f" {_listed(silent)} cannot tell (the table says why)." if silent else ""
+    return (
+        f"Of {len(ways)} measures of forgetting, {far or 'none'} went at least {percent(CLOSE_WAY)} of the way to a "
+        f"model that never read the text; furthest behind is {behind.label}, with {percent(least)}.{rest}"
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    text = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    return text[:1].upper() + text[1:]
+
+
+def _retraining(evidence: Evidence) -> tuple[str, ...]:
+    """One sentence on the distance to retraining on the target, where it was measured."""
+    for one in evidence.distances:
+        if one.text == "target" and one.what == "divergence" and one.value is not None:
+            low_high = "" if one.interval is None else " (95% interval {:.1f} to {:.1f})".format(*one.interval)
+            return (
+                f"On the target its predictions are {one.value:.1f} times as far from a retrained model's "
+                f"as those of another retrained model are{low_high}; 1.0 would be as close as retraining gets.",
+            )
+    return ()
 
 
 def _what(evidence: Evidence) -> str:

@@ -19,6 +19,7 @@ from tests import toys
 PLAIN = RelabelSettings(
     alpha=0,
     temperature=1,
+    suppress_text=0,
     suppress_unseen_anchors=0,
     penalise_seen_counterparts=0,
     mask_seen_anchors=False,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
@@ -55,6 +55,7 @@ def test_dump_reads_back_unchanged(tmp_path: Path, preset: str) -> None:
 
 
 @hypothesis_settings(deadline=None, max_examples=50)
+@example(title="0E0", rate=1.0)
 @given(
     st.text(st.characters(exclude_categories=["Cs"])),
     st.floats(min_value=0, exclude_min=True, allow_infinity=False),

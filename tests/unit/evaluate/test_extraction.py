@@ -11,9 +11,9 @@ from tests.unit.evaluate.conftest import PLAIN, STORY, corpus
 
 
 def test_strength_by_hand() -> None:
-    scores = Extraction(np.array([0.0, 4.0, 3.0]), np.array([8.0, 4.0, 12.0]), np.arange(3.0))
+    scores = Extraction(np.array([0.0, 4.0, 3.0]), np.array([8.0, 4.0, 12.0]), np.array([0.0, 1.0, 1.0]))
     assert scores.series().values.tolist() == [0.0, 1.0, 0.25]
-    assert scores.series().mean == pytest.approx(1.25 / 3)  # blocks count alike
+    assert scores.series().mean == pytest.approx(1.25 / 3)  # passages count alike
 
 
 def test_equals_the_definition(trained: PreTrainedModel) -> None:

@@ -23,6 +23,11 @@ METRICS: tuple[tuple[str, str, str, str, int, tuple[float, float, float], int], 
         (0.041, 0.0043, 0.0006),
         300,
     ),
+    ("familiarity.completion", "familiarity (completion)", "forget", "", 1, (0.312, 0.0442, 0.0123), 60),
+    ("familiarity.probability", "familiarity (probability)", "forget", "", 1, (0.221, 0.0217, 0.0093), 30),
+    ("cloze.accuracy", "cloze accuracy", "forget", "", 1, (0.713, 0.331, 0.2431), 300),
+    ("cloze.accuracy.other", "cloze accuracy, other answers", "forget", "", 1, (0.5813, 0.371, 0.272), 110),
+    ("extraction.strength", "extraction strength", "forget", "", 1, (0.0211, 0.0193, 0.0182), 64),
     ("loss.target", "loss on the target", "forget", "nats/token", -1, (2.922, 3.412, 4.022), 64),
     (
         "divergence.target",
@@ -39,11 +44,23 @@ METRICS: tuple[tuple[str, str, str, str, int, tuple[float, float, float], int], 
 )
 ROLES = ("baseline", "unlearned", "reference")
 FALL = (1.0, 0.42, 0.16, 0.06, 0.0)
+PROBED = ("familiarity.", "cloze.", "extraction.")
+WITHHELD = "baseline and reference differ by less than two standard errors"
+CURVE = (
+    "recall.probability",
+    "recall.anchor_probability",
+    "familiarity.completion",
+    "familiarity.probability",
+    "cloze.accuracy",
+    "loss.target",
+    "loss.heldout",
+)
 
 
-def results(*, reference: bool = True) -> dict[str, Any]:
-    """Contents of ``results.json`` as docs/results_schema.md has them."""
+def results(*, reference: bool = True, probes: bool = True) -> dict[str, Any]:
+    """Contents of ``results.json`` as docs/results_schema.md has them; without probes, of an older version."""
     roles = ROLES if reference else ROLES[:2]
+    metrics = [m for m in METRICS if probes or not m[0].startswith(PROBED)]
     health = {
         "status": "healthy",
         "reasons": [],
@@ -67,15 +84,18 @@ def results(*, reference: bool = True) -> dict[str, Any]:
             "health": json.loads(json.dumps(health)),
             "measures": {
                 key: {"value": values[i], "error": 0.01, "n": n, "reason": None}
-                for key, _, _, _, _, values, n in METRICS
+                for key, _, _, _, _, values, n in metrics
             },
         }
         for i, role in enumerate(roles)
     }
-    ways, differences = {}, {}
-    for key, _, _, _, _, (o, u, r), _ in METRICS:
+    ways: dict[str, dict[str, Any]] = {}
+    differences: dict[str, dict[str, Any]] = {}
+    for key, _, _, _, _, (o, u, r), _ in metrics:
         way = (o - u) / (o - r)
         ways[key] = {"value": way, "low": way - 0.03, "high": way + 0.02, "reason": None}
+        if key == "extraction.strength":
+            ways[key] = {"value": None, "low": None, "high": None, "reason": WITHHELD}
         if not reference:
             ways[key] = {"value": None, "low": None, "high": None, "reason": "no reference model was given"}
         differences[key] = {"value": u - o, "low": u - o - 0.004, "high": u - o + 0.004, "reason": None}
@@ -85,20 +105,35 @@ def results(*, reference: bool = True) -> dict[str, Any]:
             "health": {"status": "healthy", "reasons": []},
             "measures": {
                 key: {"value": u + (o - u) * left, "error": 0.01, "n": n, "reason": None}
-                for key, _, _, _, _, (o, u, _), n in METRICS
-                if key in ("recall.probability", "recall.anchor_probability", "loss.target", "loss.heldout")
+                for key, _, _, _, _, (o, u, _), n in metrics
+                if key in CURVE
             },
         }
         for step, left in zip(STEPS, FALL, strict=True)
     ]
+    new: dict[str, Any] = {
+        "probes": {"split": "all", "judge": "offline", "cloze": {"n": 300, "unknown": 9, "chance": 0.0913}},
+        "normalised_residual": {key: _residual(way) for key, way in ways.items()},
+        "distance_to_retraining": {
+            "target": {
+                "divergence": {"value": 3.427, "low": 3.12, "high": 3.84, "reason": None},
+                "agreement": {"value": 0.817, "low": 0.79, "high": 0.84, "reason": None},
+            },
+            "heldout": {
+                "divergence": {"value": 1.318, "low": 1.22, "high": 1.43, "reason": None},
+                "agreement": {"value": None, "low": None, "high": None, "reason": "no other seed was measured"},
+            },
+        },
+    }
     return {
+        **(new if probes else {}),
         "schema_version": 1,
         "seed": 0,
         "model_settings": {"dtype": "bfloat16", "device": "cpu"},
         "texts": {"target": {"documents": 3, "tokens": 168123, "blocks": 830}},
         "places": {"n": 300, "anchors": 61, "context_tokens": 96},
         "measures": [
-            {"key": k, "label": label, "group": g, "unit": unit, "worse": w} for k, label, g, unit, w, _, _ in METRICS
+            {"key": k, "label": label, "group": g, "unit": unit, "worse": w} for k, label, g, unit, w, _, _ in metrics
         ],
         "models": models,
         "differences": differences,
@@ -106,6 +141,12 @@ def results(*, reference: bool = True) -> dict[str, Any]:
         "curve": curve,
         "completions": [_completion(i, roles) for i in range(4)],
     }
+
+
+def _residual(way: dict[str, Any]) -> dict[str, Any]:
+    if way["value"] is None:
+        return dict(way)
+    return {"value": 1 - way["value"], "low": 1 - way["high"], "high": 1 - way["low"], "reason": None}
 
 
 SAID = {
@@ -119,7 +160,13 @@ def _completion(index: int, roles: tuple[str, ...]) -> dict[str, Any]:
     def said(role: str) -> dict[str, Any]:
         words = SAID[role].split(" ")[1:]
         shades = [((7 * i + 13 * index + len(role)) % 20) / 20 for i in range(len(words))]
-        return {"text": SAID[role], "tokens": [f" {word}" for word in words], "probabilities": shades}
+        others = [{" Nonesuch": 0.25, " <b>bold": 0.031} if i == 2 else {} for i in range(len(words))]
+        return {
+            "text": SAID[role],
+            "tokens": [f" {word}" for word in words],
+            "probabilities": shades,
+            "alternatives": others,
+        }
 
     truth = " Oz how to get back to Kansas again.”"
     return {
@@ -134,13 +181,37 @@ def _completion(index: int, roles: tuple[str, ...]) -> dict[str, Any]:
 def details() -> dict[str, Any]:
     """Contents of ``details.json``: only what the report reads of it."""
     terms = ["Dorothy", "Dorothy", "Emerald City", "Toto", "Glinda"] + [f"Winkie {c}" for c in "ABCDEFGHIJ"]
+    cloze = [{"id": f"c{i}", "prompt": CLOZE.format(i), "answer": f"Billina {i}"} for i in range(12)]
+    # Never-read values rise with the unlearned ones up to item 3, which everybody gets right.
+    left = [0.31, 0.42, 0.53, 0.99, 0.12, 0.13, 0.14, 0.15, 0.16, 0.17, 0.18, 0.05]
+    never = [0.01, 0.02, 0.03, 0.98] + [0.01] * 7 + [0.2]
     return {
         "places": [{"anchor": term, "document": 0, "start": 0, "end": 1} for term in terms],
+        "probes": {
+            "cloze": cloze,
+            "completion": [
+                {"id": "f0", "prompt": HINT, "references": {"3": ["Nick Chopper"], "2": ["oil can"], "1": ["axe"]}},
+                {"id": "f1", "prompt": "A quiet hint", "references": {}},
+            ],
+            "probability": [{"id": "p0", "prompt": "She thanked the Tin", "familiar": ["Woodman", "Man"]}],
+        },
         "models": {
-            role: {"recall": {"probability": [scale * (i + 1) for i in range(len(terms))]}}
+            role: {
+                "recall": {"probability": [scale * (i + 1) for i in range(len(terms))]},
+                "cloze": {"probability": {"baseline": [0.9] * 12, "unlearned": left, "reference": never}[role]},
+                "familiarity.completion": {"texts": [GAVE_AWAY, "x"], "grade": [3, 0], "score": [1.0, 0.0]}
+                if role != "reference"
+                else {"texts": ["y", "y"], "grade": [0, 0], "score": [0.0, 0.0]},
+                "familiarity.probability": {"probability": [10 * scale + 0.2]},
+            }
             for role, scale in zip(ROLES, (0.02, 0.002, 0.0002), strict=True)
         },
     }
+
+
+CLOZE = "Then the yellow hen of Ozma began to cackle, and number {} of them was called"
+HINT = "The rusty man told them that he had once been a woodchopper by the name of"
+GAVE_AWAY = " Nick Chopper, who lived beside the Munchkin road"
 
 
 def preview() -> list[dict[str, Any]]:
@@ -181,7 +252,10 @@ def anchors() -> list[dict[str, Any]]:
 
 def make_run(run: Path, measured: dict[str, Any] | None = None) -> Path:
     """A whole run folder under `run`."""
-    manifest = {"fingerprint": "c0ffee" * 8, "seconds": 12.5, "versions": {"torch": "2.13.0"}, "stage": "s"}
+    manifest = {"fingerprint": "c0ffee" * 8, "seconds": 12.5, "versions": {"torch": "2.13.0"}, "stage": "s"} | {
+        "device": "cpu",
+        "threads": 2,
+    }
     book = {"id": "t0", "name": "01-wizard.txt", "tokens": 168123, "sha256": "ab" * 32}
     files = {
         "1-corpus/summary.json": {

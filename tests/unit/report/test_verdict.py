@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from forgetkit.evaluate.compare import percent
-from forgetkit.report.verdict import Evidence, Measure, judge, number
+from forgetkit.report.verdict import Distance, Evidence, Measure, judge, number
 
 RECALL = Measure("recall.probability", "anchor recall", "forget", 0.06, 0.003, 0.001)
 HELDOUT = Measure("loss.heldout", "loss on held-out text", "keep", 4.0, 4.02, 3.9)
@@ -100,3 +100,47 @@ def test_rounding_never_flatters() -> None:
     assert percent(0.999) == "99%" and percent(1.0) == "100%" and percent(0.9) == "90%"
     assert number(None) == number(float("nan")) == "not measured"
     assert number(0.00061) == "0.00061" and number(3.9812) == "3.981" and number(168123) == "168,123"
+
+
+def test_residual_is_what_is_left_of_the_way() -> None:
+    measure = replace(RECALL, interval=(0.91, 0.99))
+    assert measure.residual == pytest.approx((0.003 - 0.001) / (0.06 - 0.001))
+    assert measure.residual_interval == pytest.approx((0.01, 0.09))
+    assert replace(RECALL, undefined="withheld").residual is None and RECALL.residual_interval is None
+
+
+MANY = tuple(
+    Measure(f"m{i}", f"measure {i}", "forget", 1.0, left, 0.0) for i, left in enumerate((0.05, 0.08, 0.4, 0.02, 0.07))
+)
+
+
+def test_of_many_measures_the_first_and_the_one_furthest_behind_are_told() -> None:
+    said = judge(replace(GOOD, measures=(*MANY, HELDOUT))).sentences
+    assert "Of 5 measures of forgetting, 4 went at least 90% of the way" in said[1]
+    assert "furthest behind is measure 2, with 60%" in said[1]
+    assert [s.split(" went")[0] for s in said if s.startswith("Measure")] == ["Measure 0", "Measure 2"]
+
+
+def test_of_many_measures_those_past_and_those_that_cannot_tell_are_told_too() -> None:
+    past = replace(MANY[3], unlearned=-0.3)
+    silent = replace(MANY[4], undefined="too few probes")
+    said = judge(replace(GOOD, measures=(*MANY[:3], past, silent, HELDOUT))).sentences
+    assert "Of 4 measures" in said[1] and "Measure 4 cannot tell (the table says why)" in said[1]
+    assert any(s.startswith("Measure 3 went from 1 to -0.300, past the 0") for s in said)
+
+
+def test_many_measures_without_any_way() -> None:
+    none = tuple(replace(m, reference=None) for m in MANY)
+    verdict = judge(replace(GOOD, measures=(*none, HELDOUT)))
+    assert verdict.level == "no reference" and "5 ways; each is in the table" in verdict.sentences[1]
+
+
+def test_distance_to_retraining_is_said_of_the_target_only_and_never_of_a_sick_model() -> None:
+    far = Distance("target", "divergence", 2.04, (1.9, 2.2))
+    evidence = replace(GOOD, distances=(Distance("heldout", "divergence", 1.1), far))
+    said = " ".join(judge(evidence).sentences)
+    assert "2.0 times as far from a retrained model's" in said and "(95% interval 1.9 to 2.2)" in said
+    assert "1.1" not in said
+    assert "times as far" not in " ".join(judge(replace(evidence, healthy=False)).sentences)
+    withheld = replace(evidence, distances=(replace(far, value=None, reason="no other seed"),))
+    assert "times as far" not in " ".join(judge(withheld).sentences)
