@@ -28,8 +28,6 @@ from forgetkit.evaluate.tokens import Ids, TokenScores, scored_from
 K = 0.4
 """Share of a text's tokens in min-k, as MUSE and OpenUnlearning have it."""
 FPR = 0.01
-MUSE_RETRAIN_AUC = {"news": 0.4772, "books": 0.5393}
-"""AUROC of min-40% for MUSE's retrained models, in MUSE's own direction (`constants.py`): 1 minus ours."""
 _LEAST_VARIANCE = 1e-6
 _CHUNK = 500
 _UNMEASURED = "not measured, or not finite"
@@ -309,25 +307,21 @@ def privleak_value(auc: float, reference_auc: float) -> float:
 
 def privleak(
     unlearned: tuple[Series, Series],
-    reference: tuple[Series, Series] | float,
+    reference: tuple[Series, Series],
     *,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Estimate:
     """PrivLeak in percent (sign: `privleak_value`), with its bootstrap interval; MUSE's with min-k scores, k = 0.4.
 
-    unlearned, reference: (members, non-members) scores of the unlearned and of the retrained model for the same texts,
-    or the retrained model's AUROC as a known number (`1 - MUSE_RETRAIN_AUC[corpus]`; 0.5 is OpenUnlearning's stand-in),
-    whose own uncertainty is then left out.
+    unlearned, reference: (members, non-members) scores of the unlearned and of the retrained model for the same texts.
+    OpenUnlearning puts 0.5 where there is no retrained model; nothing is told here without one.
     """
-    pairs = [unlearned, reference] if isinstance(reference, tuple) else [unlearned]
-    if not all(series.finite for pair in pairs for series in pair):
+    if not all(series.finite for series in (*unlearned, *reference)):
         return Estimate(None, reason=_UNMEASURED)
-    if len(pairs) > 1:
-        _check_same(pairs[0], pairs[1])
-    area, _ = _draws(pairs, resamples, seed, FPR)
-    base = auroc(*reference) if isinstance(reference, tuple) else reference
-    bases = np.full(resamples, base) if len(pairs) == 1 else area[1]
+    _check_same(unlearned, reference)
+    (area, bases), _ = _draws([unlearned, reference], resamples, seed, FPR)
+    base = auroc(*reference)
     if base >= 1 or (bases >= 1).any():
         return Estimate(None, reason="the reference model recognises every member, so nothing can be divided by")
-    return Estimate(privleak_value(auroc(*unlearned), base), *_interval(100 * (bases - area[0]) / (1 - bases)))
+    return Estimate(privleak_value(auroc(*unlearned), base), *_interval(100 * (bases - area) / (1 - bases)))

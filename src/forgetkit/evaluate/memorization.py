@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from forgetkit.core.errors import ForgetkitError
 from forgetkit.corpus.tokenise import beginning
 from forgetkit.evaluate.rouge import Convention, longest_run, rouge_l
 from forgetkit.evaluate.significance import estimate_mean
-from forgetkit.evaluate.statistics import RESAMPLES, Estimate, Floats
-from forgetkit.evaluate.tokens import TokenScores, continue_greedily, decode_text, encode_text
+from forgetkit.evaluate.statistics import RESAMPLES, Estimate, Floats, Series
+from forgetkit.evaluate.tokens import TokenScores, decode_text, encode_text
 
 VERBATIM_TOKENS = 128
 _TINY = 1e-10  # OpenUnlearning's guard against division by zero
@@ -34,19 +34,22 @@ def exact_memorization(scores: TokenScores) -> Floats:
     return scores.text_means(scores.hit)
 
 
-def answer_probability(scores: TokenScores) -> Floats:
+def answer_probability(mean_log_p: Floats) -> Floats:
     """exp(mean_t log p(y_t | y_<t)) = p(answer | question)^(1/tokens), one value per text [n].
 
     `tofu` and `openunlearning` alike; both count the EOS token after the answer (`encode_answers(..., end=True)`).
     """
-    return np.asarray(np.exp(scores.mean_log_p), dtype=np.float64)
+    return np.asarray(np.exp(mean_log_p), dtype=np.float64)
 
 
-def perplexity(scores: TokenScores, *, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
-    """exp(total loss / total tokens) over all texts, with the interval of the mean loss, exponentiated."""
-    loss = estimate_mean(scores.loss(), resamples=resamples, seed=seed)
-    value, low, high = (None if x is None else float(np.exp(x)) for x in loss[:3])
-    return Estimate(value, low, high, loss.reason)
+def perplexity(loss: Series, *, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
+    """exp(total loss / total tokens) over all texts, with the interval of the mean loss, exponentiated.
+
+    loss: nats per token of every text, weighted by its tokens (`TokenScores.loss`).
+    """
+    mean = estimate_mean(loss, resamples=resamples, seed=seed)
+    value, low, high = (None if x is None else float(np.exp(x)) for x in mean[:3])
+    return Estimate(value, low, high, mean.reason)
 
 
 def truth_ratio(right: Floats, wrong: Floats, convention: Literal["tofu", "openunlearning"]) -> Floats:
@@ -132,29 +135,17 @@ def verbatim_scores(truths: Sequence[str], made: Sequence[str | None], conventio
     return np.where(kept, recall, np.nan), np.where(kept, f1, np.nan)
 
 
-def measure_verbatim(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    passages: Sequence[Passage],
-    tokens: int = VERBATIM_TOKENS,
-    convention: Convention = "muse",
-) -> VerbatimScores:
-    """Greedy continuations of `tokens` ids against what really follows.
-
-    MUSE's VerbMem (Shi et al., 2024) is the mean F1 under `muse`, times 100; recall is the share of the truth that
-    comes back, whatever else is said. The run is the longest stretch of ids reproduced without a gap, at any place.
-    """
-    made = continue_greedily(model, [p.prefix for p in passages], tokens, tokenizer.eos_token_id, "verbatim")
-    return score_verbatim(tokenizer, passages, made, convention)
-
-
 def score_verbatim(
     tokenizer: PreTrainedTokenizerBase,
     passages: Sequence[Passage],
     made: Sequence[Sequence[int] | None],
     convention: Convention = "muse",
 ) -> VerbatimScores:
-    """The scores of continuations that were already made, as ids; None: logits were not finite."""
+    """Greedy continuations (`tokens.continue_greedily`; None: logits were not finite) against what really follows.
+
+    MUSE's VerbMem (Shi et al., 2024) is the mean F1 under `muse`, times 100; recall is the share of the truth that
+    comes back, whatever else is said. The run is the longest stretch of ids reproduced without a gap, at any place.
+    """
     truths = [decode_text(tokenizer, p.suffix) for p in passages]
     texts = [None if ids is None else decode_text(tokenizer, ids) for ids in made]
     recall, f1 = verbatim_scores(truths, texts, convention)

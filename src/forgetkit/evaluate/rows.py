@@ -21,7 +21,7 @@ from forgetkit.evaluate.cloze import chance as cloze_chance
 from forgetkit.evaluate.cloze import clusters
 from forgetkit.evaluate.health import HealthVerdict
 from forgetkit.evaluate.knowledge import ChoiceScores, summarise_choices
-from forgetkit.evaluate.memorization import truth_ratio, truth_ratio_scores
+from forgetkit.evaluate.memorization import answer_probability, perplexity, truth_ratio, truth_ratio_scores
 from forgetkit.evaluate.muse import muse_summary
 from forgetkit.evaluate.plan import Plan
 from forgetkit.evaluate.significance import (
@@ -34,6 +34,7 @@ from forgetkit.evaluate.significance import (
     holm,
     items,
     sizes,
+    smallest_margin,
 )
 from forgetkit.evaluate.statistics import LEVEL, RESAMPLES, Estimate, Floats, Series, bootstrap_means
 from forgetkit.evaluate.suites import ROUGES, Asked, Attacked, Chosen, Passages, SuitePlan, Texts, task_scores
@@ -241,7 +242,7 @@ def _memorization(plan: Plan, suite: SuitePlan, parts: Parts, series: Mapping[st
     lines.append(line("run", "longest verbatim run", "run", "memorization.verbatim", unit="tokens", margin=False))
     lines.append(line("exact", "exact memorisation", "hit"))
     probability = line("probability", "probability of what follows, per token", "log_p")
-    probability.series = {role: items(np.exp(one.values)) for role, one in probability.series.items()}
+    probability.series = {role: items(answer_probability(one.values)) for role, one in probability.series.items()}
     perplexity = line("perplexity", "perplexity of what follows", "log_p", margin=False, exponential=True)
     perplexity.worse = -1
     for role, found in parts.items():
@@ -602,11 +603,10 @@ def _cell(line: Line, role: str, verdict: HealthVerdict, seed: int) -> dict[str,
     error: float | None = line.errors.get(role)
     if role in line.series and len(line.series[role].values):
         own = line.series[role]
-        told, counted = estimate_mean(own, seed=seed), sizes(own)
+        told, counted = (perplexity if line.exponential else estimate_mean)(own, seed=seed), sizes(own)
         error = own.error if own.finite else None
-        if line.exponential and told.value is not None:
-            error = None if error is None else math.exp(told.value) * error
-            told = _exponential(told)
+        if line.exponential and error is not None and told.value is not None:
+            error *= told.value
     elif role in line.cells:
         told, size = line.cells[role]
         counted = size or Sizes(0, 0)
@@ -616,11 +616,6 @@ def _cell(line: Line, role: str, verdict: HealthVerdict, seed: int) -> dict[str,
     reason = cell.pop("reason")
     cell |= {"error": assemble.finite(error), "n": counted.units, "clusters": counted.clusters, "reason": reason}
     return cell | line.extra.get(role, {})
-
-
-def _exponential(told: Estimate) -> Estimate:
-    value, low, high = (None if x is None else math.exp(x) for x in told[:3])
-    return Estimate(value, low, high, told.reason)
 
 
 def _why_none(line: Line, other: str, verdicts: Mapping[str, HealthVerdict], sick: Sequence[str]) -> str:
@@ -672,6 +667,7 @@ def _equivalence(line: Line, verdicts: Mapping[str, HealthVerdict], sick: Sequen
     told: dict[str, Any] = {
         "to": other,
         "margin": plan.settings.margin if line.margin else None,
+        "smallest_margin": None,
         "low": None,
         "high": None,
         "p": None,
@@ -685,6 +681,8 @@ def _equivalence(line: Line, verdicts: Mapping[str, HealthVerdict], sick: Sequen
         return told | {"reason": why}
     a, b = line.series["unlearned"], line.series[other]
     count = sizes(a).clusters
+    apart = Series(a.values - b.values, a.weights, a.groups)
+    told["smallest_margin"] = assemble.finite(smallest_margin(apart.error)) if apart.finite else None
     # Items that all agree have no spread to test with; by the rule of three up to 3/n of all items may still differ.
     need = math.ceil(3 / plan.settings.margin) if np.array_equal(a.values, b.values) else FEWEST
     if count < need:

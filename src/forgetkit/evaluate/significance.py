@@ -1,4 +1,4 @@
-"""How sure is a difference: paired tests, equivalence, many tests at once, and how many items a question needs.
+"""How sure is a difference: paired tests, equivalence, many tests at once, and what the items can show at all.
 
 Every result leads with an effect and its interval. A p-value stands beside it and never alone: with enough items any
 difference is significant, and with few none is, so it measures the number of items as much as the model.
@@ -219,40 +219,15 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return adjusted
 
 
-Purpose = Literal["difference", "equivalence"]
+def smallest_margin(error: float, *, power: float = 0.8, level: float = 0.05) -> float:
+    """The smallest margin within which these items can be expected to show equivalence where there is no difference.
 
-
-def _z_sum(purpose: Purpose, power: float, level: float) -> float:
-    z = NormalDist().inv_cdf
-    if purpose == "difference":
-        return z(1 - level / 2) + z(power)
-    return z(1 - level) + z((1 + power) / 2)
-
-
-def sample_size(
-    effect: float, spread: float, *, purpose: Purpose = "difference", power: float = 0.8, level: float = 0.05
-) -> int:
-    """Independent items (clusters) that a paired comparison needs: ceil((z_sum spread / effect)^2), normal theory.
-
-    `difference`: to find a mean difference of `effect`, two-sided: z_sum = z(1 - level/2) + z(power).
-    `equivalence`: to show a true difference of 0 to be within the margin `effect`: z(1 - level) + z((1 + power)/2).
-    spread: standard deviation of the items' differences, in the unit of `effect`. Raises ForgetkitError unless
-    effect > 0.
+    error: standard error e of the paired difference, in the unit of the margin. By normal theory the two one-sided
+    tests both refuse with probability `power` where margin = (z(1 - level) + z((1 + power) / 2)) e. A larger one than
+    the margin asked for says that "not shown" is for want of items.
     """
-    if not effect > 0 or not spread >= 0:
-        raise ForgetkitError(
-            f"no sample size for an effect of {effect} at a spread of {spread}",
-            where="evaluate",
-            remedy="give an effect above 0 and a spread of at least 0",
-        )
-    return max(2, math.ceil((_z_sum(purpose, power, level) * spread / effect) ** 2 - 1e-9))
-
-
-def detectable(
-    n: int, spread: float, *, purpose: Purpose = "difference", power: float = 0.8, level: float = 0.05
-) -> float:
-    """The smallest effect (or margin) that `n` independent items can show; the inverse of `sample_size`."""
-    return _z_sum(purpose, power, level) * spread / math.sqrt(n) if n else math.inf
+    z = NormalDist().inv_cdf
+    return (z(1 - level) + z((1 + power) / 2)) * error
 
 
 def resampled_weights(groups: Ints, weights: Floats, resamples: int, generator: np.random.Generator) -> Floats:

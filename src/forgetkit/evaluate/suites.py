@@ -38,6 +38,7 @@ from forgetkit.evaluate.memorization import (
     VERBATIM_TOKENS,
     Passage,
     encode_passages,
+    exact_memorization,
     score_verbatim,
     verbatim_scores,
 )
@@ -449,7 +450,7 @@ class SuiteMeasurer(Measurer):
 
         def make() -> Part:
             scores = measure_tokens(source.model, rows, starts, "memorisation")
-            hit = scores.text_means(scores.hit)
+            hit = exact_memorization(scores)
             return Part({"hit": hit, "log_p": scores.mean_log_p, "count": scores.counts}, {})
 
         return self._suite_part("tokens", source, {"rows": hash_json([rows, starts])}, make)

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from forgetkit.core.errors import ForgetkitError
 from forgetkit.corpus.tokenise import beginning
-from forgetkit.evaluate.memorization import truth_ratio, truth_ratio_scores, verbatim_scores
+from forgetkit.evaluate.memorization import answer_probability, truth_ratio, truth_ratio_scores, verbatim_scores
 from forgetkit.evaluate.significance import cumulative, resampled_weights
 from forgetkit.evaluate.statistics import LEVEL, RESAMPLES, Estimate, Floats, Series
 from forgetkit.evaluate.tokens import continue_greedily, decode_text, encode_answers, encode_text, measure_tokens
@@ -177,7 +177,9 @@ class UtilitySet:
 def utility_set(scores: TofuScores, name: str, convention: TofuConvention = "tofu") -> UtilitySet:
     """The three numbers of one utility set per question; `retain` takes plain answer probabilities, others options'."""
     probability = (
-        np.exp(-scores.answer) if name == "retain" else option_probability(scores.answer, scores.wrong, convention)
+        answer_probability(-scores.answer)
+        if name == "retain"
+        else option_probability(scores.answer, scores.wrong, convention)
     )
     ratios = truth_ratio(scores.paraphrase, scores.wrong, convention)
     return UtilitySet(probability, scores.rouge, truth_ratio_scores(ratios, "right_is_likelier"))
@@ -238,7 +240,7 @@ def forget_series(scores: TofuScores, convention: TofuConvention = "tofu") -> di
     """What TOFU tells of its forget set, per question: probability, ROUGE-L recall, truth ratio (closer to one)."""
     ratios = truth_ratio(scores.paraphrase, scores.wrong, convention)
     values = {
-        "probability": np.exp(-scores.answer),
+        "probability": answer_probability(-scores.answer),
         "rouge": scores.rouge,
         "truth": truth_ratio_scores(ratios, "closer_to_one"),
     }

@@ -11,7 +11,6 @@ from transformers import PreTrainedModel
 
 from forgetkit.core.errors import ForgetkitError
 from forgetkit.evaluate.attacks import (
-    MUSE_RETRAIN_AUC,
     attack,
     attack_scores,
     auroc,
@@ -184,14 +183,14 @@ def test_privleak_is_muses_and_openunlearnings() -> None:
 def test_sign_of_privleak() -> None:
     texts = items(np.arange(50.0))
     certain = (items(np.arange(50.0) + 100), texts)
-    assert privleak(certain, 0.5).value == pytest.approx(-100)  # every member recognised: under-unlearned
-    assert privleak((texts, texts), 0.5).value == pytest.approx(0)
-    assert privleak((items(np.arange(50.0) - 100), texts), 0.5).value == pytest.approx(100)  # over-unlearned
-    assert privleak_value(0.999, 1 - MUSE_RETRAIN_AUC["news"]) == pytest.approx(
-        -99.79, abs=0.01
-    )  # MUSE's target: -99.8
+    alike = (texts, texts)
+    assert privleak(certain, alike).value == pytest.approx(-100)  # every member recognised: under-unlearned
+    assert privleak(alike, alike).value == pytest.approx(0)
+    assert privleak((items(np.arange(50.0) - 100), texts), alike).value == pytest.approx(100)  # over-unlearned
+    # MUSE's target model on news, -99.8: its constants.py has .4772 for the retrained one, in its own direction
+    assert privleak_value(0.999, 1 - 0.4772) == pytest.approx(-99.79, abs=0.01)
     assert privleak((texts, texts), certain).value is None and math.isnan(privleak_value(0.5, 1.0))
-    assert privleak((texts, items([np.nan])), 0.5).value is None
+    assert privleak((texts, items([np.nan])), alike).value is None
 
 
 def test_difference_to_the_reference_is_paired() -> None:

@@ -13,16 +13,17 @@ from forgetkit.core.errors import ForgetkitError
 from forgetkit.corpus.tokenise import beginning
 from forgetkit.evaluate.memorization import (
     Passage,
+    VerbatimScores,
     answer_probability,
     encode_passages,
     exact_memorization,
-    measure_verbatim,
     perplexity,
+    score_verbatim,
     truth_ratio,
     truth_ratio_scores,
     verbatim_scores,
 )
-from forgetkit.evaluate.tokens import TokenScores, encode_answers, measure_tokens
+from forgetkit.evaluate.tokens import TokenScores, continue_greedily, encode_answers, measure_tokens
 from tests import toys
 from tests.unit.evaluate.conftest import PLAIN, STORY, train
 
@@ -40,13 +41,13 @@ def test_by_hand() -> None:
         [[1.0, 0.0], [], [0.5]],
     )
     assert exact_memorization(told)[[0, 2]].tolist() == [0.5, 0.5]
-    assert answer_probability(told)[[0, 2]] == pytest.approx([0.25, 0.2])
-    assert np.isnan(exact_memorization(told)[1]) and np.isnan(answer_probability(told)[1])
-    assert perplexity(told).value == pytest.approx((0.5 * 0.125 * 0.2) ** (-1 / 3))
-    estimate = perplexity(scores([[-1.0] * 3] * 5))
+    assert answer_probability(told.mean_log_p)[[0, 2]] == pytest.approx([0.25, 0.2])
+    assert np.isnan(exact_memorization(told)[1]) and np.isnan(answer_probability(told.mean_log_p)[1])
+    assert perplexity(told.loss()).value == pytest.approx((0.5 * 0.125 * 0.2) ** (-1 / 3))
+    estimate = perplexity(scores([[-1.0] * 3] * 5).loss())
     assert estimate[:3] == pytest.approx((math.e,) * 3)
-    assert perplexity(scores([[]])).value is None
-    assert perplexity(scores([[float("nan")], [-1.0]])).value is None
+    assert perplexity(scores([[]]).loss()).value is None
+    assert perplexity(scores([[float("nan")], [-1.0]]).loss()).value is None
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -73,7 +74,7 @@ def test_equals_openunlearning_on_random_tensors(seed: int) -> None:
     average = losses / (labels != -100).sum(-1)
     found = measure_tokens(model, rows, starts)
     assert found.mean_log_p == pytest.approx(-average.numpy(), rel=1e-4)
-    assert answer_probability(found) == pytest.approx(average.neg().exp().numpy(), rel=1e-4)
+    assert answer_probability(found.mean_log_p) == pytest.approx(average.neg().exp().numpy(), rel=1e-4)
     slow = []
     for i in range(6):
         kept = (labels[i] != -100).nonzero()[:-1, 0]
@@ -137,17 +138,22 @@ def test_passages_of_muse_are_cut_with_their_bos(bos: bool) -> None:
 def test_a_trained_model_recites_and_an_untrained_one_does_not(trained: PreTrainedModel) -> None:
     tokenizer = toys.tokenizer()
     ids = tokenizer(STORY, add_special_tokens=False)["input_ids"]
+
+    def verbatim(model: PreTrainedModel, some: list[Passage]) -> VerbatimScores:
+        made = continue_greedily(model, [p.prefix for p in some], 16, tokenizer.eos_token_id, "verbatim")
+        return score_verbatim(tokenizer, some, made)
+
     passages = [Passage(ids[i : i + 24], ids[i + 24 : i + 40]) for i in (0, 10, 25, 40)] + [Passage(ids[:9], [])]
     reciter = train(copy.deepcopy(trained), STORY, 200)
-    known = measure_verbatim(reciter, tokenizer, passages, 16)
-    fresh = measure_verbatim(toys.model(vocab_size=len(tokenizer)), tokenizer, passages, 16)
+    known = verbatim(reciter, passages)
+    fresh = verbatim(toys.model(vocab_size=len(tokenizer)), passages)
     assert known.recall[:4].mean() > fresh.recall[:4].mean() + 0.3
     assert known.run[:4].max() >= 8 > fresh.run[:4].max()
     assert np.isnan([known.recall[4], known.f1[4], known.run[4]]).all() and known.length.tolist() == [16.0] * 4 + [0.0]
-    alone = [measure_verbatim(reciter, tokenizer, [p], 16).f1[0] for p in passages]
+    alone = [verbatim(reciter, [p]).f1[0] for p in passages]
     assert alone == pytest.approx(known.f1.tolist(), nan_ok=True)
     probability = []
     for model in (trained, toys.model(vocab_size=len(tokenizer))):
         rows, starts = encode_answers(tokenizer, [(PLAIN[:60], PLAIN[60:100])])
-        probability.append(answer_probability(measure_tokens(model, rows, starts))[0])
+        probability.append(answer_probability(measure_tokens(model, rows, starts).mean_log_p)[0])
     assert probability[0] > 10 * probability[1]

@@ -1,21 +1,21 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
 from forgetkit.core.errors import ForgetkitError
 from forgetkit.evaluate.significance import (
-    Purpose,
     compare_paired,
     cumulative,
-    detectable,
     equivalence,
     estimate_mean,
     holm,
     items,
     resampled_weights,
-    sample_size,
     sizes,
+    smallest_margin,
     student_t_cdf,
     student_t_quantile,
 )
@@ -129,17 +129,18 @@ def test_holm_by_hand() -> None:
     assert holm([None, 0.02, float("nan"), 0.01]) == [None, 0.02, None, 0.02]
 
 
-def test_sample_sizes_by_hand() -> None:
-    # (1.959964 + 0.841621)^2 = 7.848880: 31.4 items for half a standard deviation, 785 for a tenth.
-    assert sample_size(0.5, 1.0) == 32 and sample_size(0.1, 1.0) == 785
-    # (1.644854 + 1.281552)^2 = 8.563847
-    assert sample_size(0.1, 1.0, purpose="equivalence") == 857
-    for purpose in ("difference", "equivalence"):
-        kind: Purpose = purpose
-        n = sample_size(0.07, 0.4, purpose=kind)
-        assert detectable(n, 0.4, purpose=kind) <= 0.07 < detectable(n - 1, 0.4, purpose=kind)
-    with pytest.raises(ForgetkitError, match="sample size"):
-        sample_size(0.0, 1.0)
+def test_smallest_margin_by_hand() -> None:
+    # z(.95) + z(.9) = 1.644854 + 1.281552
+    assert smallest_margin(0.05) == pytest.approx(0.146320, abs=1e-6)
+    assert smallest_margin(0.05, power=0.9) > smallest_margin(0.05) and smallest_margin(0.0) == 0
+
+
+def test_smallest_margin_is_shown_four_times_in_five() -> None:
+    generator = np.random.default_rng(0)
+    margin = smallest_margin(1 / math.sqrt(200))
+    draws = generator.normal(0, 1, (400, 200))
+    shown = [equivalence(items(d), items(np.zeros(200)), margin, method="t").equivalent for d in draws]
+    assert np.mean(shown) == pytest.approx(0.8, abs=0.05)
 
 
 def test_weights_and_cumulative_sums_by_slow_loops() -> None:

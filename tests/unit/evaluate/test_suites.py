@@ -17,11 +17,11 @@ from forgetkit.evaluate.compare import suite_notes, suite_tables, to_text
 from forgetkit.evaluate.data import FAMILIES, data_digest, data_texts, load_data
 from forgetkit.evaluate.knowledge import Choice, measure_choices, measure_knowmem
 from forgetkit.evaluate.layouts import read_muse, read_tofu
-from forgetkit.evaluate.memorization import encode_passages, measure_verbatim
+from forgetkit.evaluate.memorization import VERBATIM_TOKENS, encode_passages, score_verbatim
 from forgetkit.evaluate.significance import holm, items
 from forgetkit.evaluate.statistics import Estimate
 from forgetkit.evaluate.tofu import forget_quality, forget_ratios, measure_tofu
-from forgetkit.evaluate.tokens import measure_tokens
+from forgetkit.evaluate.tokens import continue_greedily, measure_tokens
 from forgetkit.settings import EvaluateSettings, ModelSettings, Settings
 from forgetkit.standalone import measure as measure_alone
 from tests import toys
@@ -103,7 +103,8 @@ def test_memorisation_rows_are_those_of_the_pure_functions(
     assert cells["exact"]["n"] == 12 and cells["exact"]["error"] > 0
     passages = [suites.Passage(ids[:at], ids[at:]) for ids, at in zip(blocks, starts, strict=True)]
     longest = max(len(one.suffix) for one in passages)
-    verbatim = measure_verbatim(model, tokens, passages, longest, "openunlearning")
+    made = continue_greedily(model, [one.prefix for one in passages], longest, tokens.eos_token_id, "verbatim")
+    verbatim = score_verbatim(tokens, passages, made, "openunlearning")
     row = found["memorization.verbatim.openunlearning.recall"]["models"]["unlearned"]
     assert row["value"] == pytest.approx(verbatim.recall.mean())
     assert found["memorization.run"]["models"]["unlearned"]["value"] == pytest.approx(verbatim.run.mean())
@@ -132,7 +133,9 @@ def test_tofu_muse_and_wmdp_rows_are_those_of_the_pure_functions(
         assert len(parts) == 9
     muse = read_muse(data / "muse")
     passages = encode_passages(tokens, muse.verbatim)
-    verbatim = measure_verbatim(models["baseline"], tokens, passages)
+    prefixes = [one.prefix for one in passages]
+    recited = continue_greedily(models["baseline"], prefixes, VERBATIM_TOKENS, tokens.eos_token_id, "verbatim")
+    verbatim = score_verbatim(tokens, passages, recited)
     cell = found["muse.verbmem.muse.f1"]["models"]["baseline"]
     assert cell["value"] == pytest.approx(verbatim.f1.mean())
     family = full[1]["suites"]["families"]["muse"]
