@@ -364,7 +364,7 @@ def evaluate(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure what MODEL still knows of TARGET, and what it costs; writes OUT/results.json.
+    """Measure what MODEL still knows of TARGET, and what it costs; writes OUT/results.json and OUT/index.html.
 
     Without --suite: anchor recall, familiarity and cloze probes, extraction strength, losses, distances, health. A
     suite adds: paper (familiarity, utility tasks through lm-eval), memorization, privacy (membership attacks), full
@@ -394,6 +394,7 @@ def evaluate(
         return
     _table(results)
     typer.echo(f"results: {out / 'results.json'}")
+    typer.echo(f"page:    {out / 'index.html'}")
 
 
 def _suite_tables(results: Any) -> None:

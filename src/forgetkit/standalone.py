@@ -1,4 +1,4 @@
-"""`forgetkit evaluate`: measure any model against any text, without a run."""
+"""`forgetkit evaluate`: measure any model against any text, without a run, and make its page."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from forgetkit.evaluate.data import data_texts, load_data
 from forgetkit.evaluate.probes import load_probes
 from forgetkit.evaluate.run import evaluate
 from forgetkit.pipeline import evaluation_texts, holdout_text
+from forgetkit.report import build
 from forgetkit.settings import Settings
 
 
@@ -28,7 +29,7 @@ def measure(
     settings: Settings,
     out: Path,
 ) -> dict[str, Any]:
-    """Evaluate `model` (role 'unlearned') beside `baseline` and `settings.evaluate.reference`; write `out`.
+    """Evaluate `model` (role 'unlearned') beside `baseline` and `settings.evaluate.reference`; write `out` and its page.
 
     Without a target, the data folder's is taken (MUSE's raw texts, else TOFU's forget set), and its retain and holdout
     text where none is given. All retain text is measured: nothing tells which of it a foreign model was trained on.
@@ -68,7 +69,7 @@ def measure(
         roles["baseline"] = baseline
     if settings.evaluate.reference:
         roles["reference"] = settings.evaluate.reference
-    return evaluate(
+    results = evaluate(
         roles,
         corpus,
         dictionary,
@@ -83,3 +84,6 @@ def measure(
         target_from="" if target else given.layout,
         data=data,
     )
+    dictionary.save(out / "anchors.yaml")
+    build(out, settings.report, out)
+    return results

@@ -195,7 +195,19 @@ def suite_tables(results: Mapping[str, Any]) -> list[tuple[str, Table]]:
             continue
         rows = [_suite_row(row, roles, columns) for row in family["rows"] if _told(row)]
         tables.append((name, Table(columns, rows)))
+        if family.get("ways"):
+            tables.append(("muse: the six ways", _ways_table(family["ways"])))
     return tables
+
+
+def _ways_table(ways: Sequence[Mapping[str, Any]]) -> Table:
+    rows: list[list[Cell]] = []
+    for way in ways:
+        told, other = way["value"], way["reference"]["value"]
+        bounds = "" if told["low"] is None else f" ({told['low']:.3g} to {told['high']:.3g})"
+        value = "-" if told["value"] is None else f"{told['value']:.1f}{bounds}"
+        rows.append([way["meaning"], value, "-" if other is None else f"{other:.1f}", way["better"]])
+    return Table(["way (MUSE's units)", "unlearned (95%)", "never read", "better"], rows)
 
 
 def _told(row: Mapping[str, Any]) -> bool:
@@ -225,8 +237,16 @@ def _suite_row(row: Mapping[str, Any], roles: Sequence[str], columns: Sequence[s
         shown.append(_interval(row["to_reference"]))
     if "same within margin" in columns:
         verdict = row["equivalence"].get("equivalent_holm")
-        shown.append("" if verdict is None else f"{'as' if verdict else 'not shown:'} {row['equivalence']['to']}")
+        shown.append("" if verdict is None else _shown_same(row["equivalence"]))
     return shown
+
+
+def _shown_same(test: Mapping[str, Any]) -> str:
+    if test["equivalent_holm"]:
+        return f"as {test['to']}"
+    smallest = test["smallest_margin"]
+    few = smallest is not None and smallest > test["margin"]
+    return f"not shown: {test['to']}" + (f" (too few for less than {smallest:.2g})" if few else "")
 
 
 def _interval(told: Mapping[str, Any]) -> str:

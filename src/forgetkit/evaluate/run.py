@@ -19,6 +19,7 @@ from forgetkit import __version__
 from forgetkit.anchors.dictionary import Dictionary
 from forgetkit.core.errors import ForgetkitError
 from forgetkit.core.models import load_tokenizer
+from forgetkit.core.provenance import versions
 from forgetkit.corpus.blocks import BlockedCorpus
 from forgetkit.evaluate import assemble
 from forgetkit.evaluate.cache import Part, Store
@@ -193,6 +194,7 @@ def _results(
     return {
         "schema_version": SCHEMA_VERSION,
         "forgetkit_version": __version__,
+        "versions": versions(),
         "seed": plan.seed,
         "settings": plan.settings.model_dump(mode="json"),
         "model_settings": model_settings.model_dump(mode="json"),

@@ -16,10 +16,11 @@ from typing import Any
 import yaml
 
 from forgetkit.core.errors import ForgetkitError
-from forgetkit.report import results
+from forgetkit.report import families, results
+from forgetkit.report.families import Family, UtilitySteps
 from forgetkit.report.preview import PreviewBlock, clean, read_blocks
 from forgetkit.report.results import Completion, Probe, Recall, Token
-from forgetkit.report.verdict import Evidence
+from forgetkit.report.verdict import Evidence, judge
 from forgetkit.settings import ReportSettings
 
 __all__ = ["Anchor", "Collected", "Completion", "Probe", "Recall", "Token", "collect"]
@@ -62,45 +63,67 @@ class Collected:
     record: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = ()
     places: str = ""
     not_measured: tuple[str, ...] = ()
+    evaluation_only: bool = False
+    families: tuple[Family, ...] = ()
+    measured_families: tuple[str, ...] = ()
+    statistics: str = ""
+    utility: UtilitySteps | None = None
 
 
 def collect(run: Path, settings: ReportSettings) -> Collected:
-    """Read `run`. Raises ForgetkitError if it is no folder, or if a file that is there cannot be parsed."""
+    """Read `run`, the folder of a run or of an evaluation alone.
+
+    Raises ForgetkitError if it is no folder, or if a file that is there cannot be parsed.
+    """
     if not run.is_dir():
         raise ForgetkitError("no such run folder", str(run), "give the folder of a finished run")
     hide = settings.redact
     summary = results.mapping(_json(run / "1-corpus" / "summary.json"))
-    measured = results.mapping(_json(run / "6-evaluation" / "results.json"))
-    details = results.mapping(_json(run / "6-evaluation" / "details.json"))
+    alone = (run / "results.json").is_file()
+    home = run if alone else run / "6-evaluation"
+    measured = results.mapping(_json(home / "results.json"))
+    details = results.mapping(_json(home / "details.json"))
     target = results.mapping(summary.get("target"))
     documents = [results.mapping(d) for d in results.items(target.get("list"))]
-    whole = _yaml(run / "settings.yaml")
+    whole = _settings(measured) if alone else _yaml(run / "settings.yaml")
     method = results.mapping(results.mapping(whole).get("finetune")).get("method")
     log = results.mapping(_last_log(run / "5-unlearned" / "log.jsonl"))
+    last_step = results.integer(log.get("step"))
+    evidence = results.evidence(
+        measured,
+        documents=results.integer(target.get("documents")),
+        tokens=results.integer(target.get("tokens")),
+        method=clean(str(method)) if isinstance(method, str) else "",
+        audited=(run / "7-audit" / "MANIFEST.json").is_file(),
+        last_step=last_step,
+    )
     return Collected(
         title=clean(settings.title),
         redacted=hide,
-        evidence=results.evidence(
-            measured,
-            documents=results.integer(target.get("documents")),
-            tokens=results.integer(target.get("tokens")),
-            method=clean(str(method)) if isinstance(method, str) else "",
-            audited=(run / "7-audit" / "MANIFEST.json").is_file(),
-            last_step=results.integer(log.get("step")),
-        ),
+        evidence=evidence,
         health=results.health(measured),
         probes=() if hide else results.probes(details),
         recall=() if hide else results.recall(details),
         completions=() if hide else results.completions(measured),
         preview=() if hide else _preview(run / "4-labels" / "preview.json"),
-        anchors=_anchors(run / "3-anchors" / "anchors.yaml", hide),
+        anchors=_anchors(run / "anchors.yaml" if alone else run / "3-anchors" / "anchors.yaml", hide),
         documents=tuple(_document(d, i, hide) for i, d in enumerate(documents)),
         stages=tuple(_stages(run)),
-        cost=_cost(run),
+        cost=_measuring(measured) if alone else _cost(run),
         record=_record(run, whole, measured, log, hide),
         places=results.places(measured),
         not_measured=results.not_measured(measured),
+        evaluation_only=alone,
+        families=families.families(measured, judge(evidence).scores),
+        measured_families=families.measured(measured),
+        statistics=families.statistics(measured),
+        utility=families.utility_steps(measured, last_step),
     )
+
+
+def _settings(measured: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that an evaluation alone knows."""
+    return {"seed": measured.get("seed"), "evaluate": measured.get("settings"), "model": measured.get("model_settings")}
 
 
 def _json(path: Path) -> object:
@@ -195,10 +218,20 @@ def _cost(run: Path) -> str:
     threads = sorted({t for m in found if (t := results.integer(m.get("threads"))) is not None})
     on = f" on {', '.join(devices)}" if devices else ""
     used = f", {threads[-1]} thread{'' if threads[-1] == 1 else 's'}" if threads else ""
-    minutes, rest = divmod(round(sum(seconds)), 60)
+    return f"All stages together took {_time(sum(seconds))}{on}{used}."
+
+
+def _measuring(measured: Mapping[str, Any]) -> str:
+    """The same of an evaluation alone."""
+    models = map(results.mapping, results.mapping(measured.get("models")).values())
+    seconds = [s for model in models if (s := results.real(model.get("seconds"))) is not None]
+    return f"The measurements took {_time(sum(seconds))} when they were made." if seconds else ""
+
+
+def _time(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    told = f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
-    return f"All stages together took {told}{on}{used}."
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def _record(
@@ -207,7 +240,7 @@ def _record(
     """Sections (name, key-value pairs) of what was done: models, settings, versions."""
     versions = {
         name: version for stage in _STAGES for name, version in _flat(_manifest(run, stage).get("versions"), hide)
-    }
+    } | dict(_flat(measured.get("versions"), hide))
     return (
         ("Models", tuple(_flat(results.models(measured), hide))),
         ("Last step of the fine-tune", tuple(_flat(log, hide))),

@@ -15,8 +15,8 @@ from forgetkit.evaluate.compare import percent
 from forgetkit.report import plots
 from forgetkit.report.collect import Anchor, Collected, Completion, Token
 from forgetkit.report.preview import cell, fragment
-from forgetkit.report.results import TRUTH
-from forgetkit.report.verdict import NOT_TESTED, Distance, Evidence, Measure, Verdict, judge, number
+from forgetkit.report.results import ROLES, TRUTH
+from forgetkit.report.verdict import Distance, Evidence, Measure, Verdict, judge, not_tested, number
 
 TOP_ANCHORS = 25
 WORST = 10
@@ -71,14 +71,19 @@ def render(data: Collected) -> str:
         rows=[_row(m) for m in shown],
         distances=_distance_rows(_distances(data.evidence, verdict)),
         cost=data.cost,
-        contents=_contents(bool(pictures["step_table"]), bool(worst or recalled)),
+        contents=_contents(data, bool(pictures["step_table"] or data.utility), bool(worst or recalled)),
         has_reference=has_reference,
         places=data.places,
         health=_health(data),
         documents=data.documents,
         stages=data.stages,
         record=data.record,
-        untested=(*NOT_TESTED, *data.not_measured),
+        untested=(*not_tested(data.measured_families), *data.not_measured),
+        evaluation_only=data.evaluation_only,
+        families=data.families,
+        roles=_roles(data),
+        statistics=data.statistics,
+        utility=data.utility,
         preview=fragment(data.preview) if data.preview else "",
         completions=[_completion(c) for c in _telling(data.completions)],
         open_completions=OPEN_COMPLETIONS,
@@ -204,13 +209,21 @@ def _pictures(shown: Sequence[Measure]) -> dict[str, Any]:
     }
 
 
-def _contents(stepped: bool, worst: bool) -> list[tuple[str, str]]:
+def _contents(data: Collected, stepped: bool, worst: bool) -> list[tuple[str, str]]:
     """The page's sections: id and name."""
     contents = [("numbers", "The numbers")]
     contents += [("steps", "Along the fine-tune")] if stepped else []
+    contents += [("suite", "The suite")] if data.families else []
     contents += [("worst", "Worst probes")] if worst else []
-    contents += [("completions", "Side by side"), ("labels", "Labels"), ("anchors", "Anchors")]
-    return [*contents, ("untested", "Not tested"), ("record", "What was done")]
+    contents += [("completions", "Side by side")]
+    contents += [] if data.evaluation_only else [("labels", "Labels")]
+    return [*contents, ("anchors", "Anchors"), ("untested", "Not tested"), ("record", "What was done")]
+
+
+def _roles(data: Collected) -> list[tuple[str, str]]:
+    """Roles that any row of the suite has a value of, with the names that the page gives them."""
+    rows = [row for family in data.families for row in family.rows]
+    return [(role, name) for role, name in ROLES.items() if any(row.models[role].text != "–" for row in rows)]
 
 
 def _health(data: Collected) -> dict[str, Any] | None:
@@ -355,7 +368,8 @@ def facts(data: Collected) -> dict[str, Any]:
         "anchors": len(data.anchors),
         "stages": list(data.stages),
         "record": {name: dict(pairs) for name, pairs in data.record},
-        "not_tested": [*NOT_TESTED, *data.not_measured],
+        "families": [asdict(family) for family in data.families],
+        "not_tested": [*not_tested(data.measured_families), *data.not_measured],
     }
 
 

@@ -8,7 +8,7 @@ when the model's health is bad or unknown, because a dead model forgets perfectl
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,15 +31,23 @@ SMALL_COST = 0.01
 MANY = 3
 """More measures of forgetting than this are summed up in words: the first, the one furthest behind, the odd ones."""
 
-NOT_TESTED = (
-    "Relearning: whether a short fine-tune on a part of the text, or on other text, brings the rest back.",
-    "Quantisation and other changes of the weights (4-bit, pruning, merging with the original model).",
-    "Persuasive, paraphrased, translated or role-play prompts, multiple choice, and soft prompts.",
-    "What a probe can still read from the inner states of the model.",
-    "Membership inference: whether someone can tell that the text was trained on, or unlearned.",
-    "Knowledge of the target that the model took from other texts (summaries, sequels, quotations).",
-)
-"""What a run without an audit leaves open; shown in full on the page."""
+
+def not_tested(families: Collection[str] = ()) -> tuple[str, ...]:
+    """What is left open without an audit, where these families of a suite were measured; shown in full on the page."""
+    choice = "" if "knowledge" in families else "multiple choice, "
+    membership = "Membership inference: whether someone can tell that the text was trained on, or unlearned."
+    if {"privacy", "muse"} & set(families):
+        membership = (
+            "Membership attacks stronger than those measured: fitted to one text, or with many models of their own."
+        )
+    return (
+        "Relearning: whether a short fine-tune on a part of the text, or on other text, brings the rest back.",
+        "Quantisation and other changes of the weights (4-bit, pruning, merging with the original model).",
+        f"Persuasive, paraphrased, translated or role-play prompts, {choice}and soft prompts.",
+        "What a probe can still read from the inner states of the model.",
+        membership,
+        "Knowledge of the target that the model took from other texts (summaries, sequels, quotations).",
+    )
 
 
 @dataclass(frozen=True)
@@ -303,11 +311,11 @@ def _retraining(evidence: Evidence) -> tuple[str, ...]:
 
 
 def _what(evidence: Evidence) -> str:
-    method = f" by the method {evidence.method}" if evidence.method else ""
-    if evidence.tokens is None:
-        return f"The model was made to un-read a text{method}, approximately."
     of = f" in {_count(evidence.documents, 'document')}" if evidence.documents else ""
-    return f"The model was made to un-read {_count(evidence.tokens, 'token')}{of}{method}, approximately."
+    text = "a text" if evidence.tokens is None else f"{_count(evidence.tokens, 'token')}{of}"
+    if not evidence.method:  # an evaluation alone does not know how the model was made
+        return f"The model was measured against {text} that it should not know."
+    return f"The model was made to un-read {text} by the method {evidence.method}, approximately."
 
 
 def _how_far(measure: Measure) -> str:
