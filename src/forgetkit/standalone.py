@@ -29,7 +29,7 @@ def measure(
     settings: Settings,
     out: Path,
 ) -> dict[str, Any]:
-    """Evaluate `model` (role 'unlearned') beside `baseline` and `settings.evaluate.reference`; write `out` and its page.
+    """Evaluate `model` (role 'unlearned') beside `baseline` and `settings.evaluate.reference`; write `out` and a page.
 
     Without a target, the data folder's is taken (MUSE's raw texts, else TOFU's forget set), and its retain and holdout
     text where none is given. All retain text is measured: nothing tells which of it a foreign model was trained on.

@@ -16,7 +16,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from forgetkit.core.errors import ForgetkitError
 from forgetkit.core.progress import progress
 from forgetkit.corpus.tokenise import beginning
-from forgetkit.evaluate.forward import check_vocabulary, forward_logits, generate, length_batches, vocabulary_size
+from forgetkit.evaluate.forward import (
+    check_vocabulary,
+    check_window,
+    forward_logits,
+    keeping,
+    length_batches,
+    vocabulary_size,
+)
 from forgetkit.evaluate.statistics import Floats, Ints, Series
 
 Ids = Sequence[int]
@@ -191,26 +198,49 @@ def continue_greedily(
 ) -> list[list[int] | None]:
     """Greedy continuation of every prompt by at most `tokens` ids, up to its EOS token; None: logits not finite.
 
-    Prompts of one batch have equal length, so nothing is padded.
+    With a KV cache, batched by length and without padding: a batch begins with as many tokens as its shortest prompt
+    has, and where a longer prompt goes on, its own token takes the place of the predicted one.
     """
-    made: list[list[int] | None] = [None] * len(prompts)
-    by_size: dict[int, list[int]] = {}
-    for i, prompt in enumerate(prompts):
-        by_size.setdefault(len(prompt), []).append(i)
-    if 0 in by_size:
+    if not all(len(prompt) for prompt in prompts):
         raise ForgetkitError("nothing to continue: an empty prompt", where="evaluate", remedy="give a longer prompt")
-    todo = [rows[k : k + _ROWS] for _, rows in sorted(by_size.items()) for k in range(0, len(rows), _ROWS)]
+    made: list[list[int] | None] = [None] * len(prompts)
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     with progress(label, len(prompts), "prompts") as bar:
-        while todo:
-            batch = todo.pop()
-            out = generate(model, torch.tensor([list(prompts[i]) for i in batch]), tokens, eos_id=eos_id)
-            if not out.finite and len(batch) > 1:
-                todo += [[i] for i in batch]  # which of them it was is not told
-                continue
-            for row, i in enumerate(batch):
-                made[i] = out.ids[row, : out.lengths[row]].tolist() if out.finite else None
+        while order:
+            shortest = len(prompts[order[0]])
+            batch = [i for i in order[:_ROWS] if len(prompts[i]) - shortest <= tokens]  # at most twice the steps
+            order = order[len(batch) :]
+            for i, ids in zip(batch, _greedy(model, [prompts[i] for i in batch], tokens, eos_id), strict=True):
+                made[i] = ids
             bar.advance(len(batch))
     return made
+
+
+def _greedy(model: PreTrainedModel, prompts: list[Ids], tokens: int, eos_id: int | None) -> list[list[int] | None]:
+    """One batch of `continue_greedily`, prompts in order of length."""
+    check_window(model, len(prompts[-1]) + tokens, "a continuation")
+    made: list[list[int]] = [[] for _ in prompts]
+    going, finite = [True] * len(prompts), [True] * len(prompts)
+    at = len(prompts[0])
+    step = torch.tensor([list(prompt[:at]) for prompt in prompts], device=model.device)
+    mask, past = torch.ones_like(step), None
+    with torch.inference_mode():
+        while any(going):
+            out = model(input_ids=step, attention_mask=mask, past_key_values=past, use_cache=True, **keeping(model, 1))
+            past, logits = out.past_key_values, out.logits[:, -1].float()
+            predicted, sound = logits.argmax(-1).tolist(), torch.isfinite(logits).all(-1).tolist()
+            for i, prompt in enumerate(prompts):
+                if at < len(prompt):
+                    predicted[i] = prompt[at]
+                elif going[i]:
+                    finite[i] &= sound[i]
+                    ended = predicted[i] == eos_id
+                    made[i] += [] if ended else [predicted[i]]
+                    going[i] = finite[i] and not ended and len(made[i]) < tokens
+            at += 1
+            step = torch.tensor(predicted, device=model.device)[:, None]
+            mask = torch.cat([mask, torch.ones_like(step)], 1)
+    return [ids if sound else None for ids, sound in zip(made, finite, strict=True)]
 
 
 def decode_text(tokenizer: PreTrainedTokenizerBase, ids: Ids) -> str:

@@ -108,9 +108,9 @@ def statistics(results: Mapping[str, Any]) -> str:
         return ""
     counted = [integer(tests.get(name)) or 0 for name in ("difference", "to_reference", "attack", "equivalence")]
     return (
-        f"±: standard error. Differences with 95% intervals from {resamples:,} resamples of clusters, paired by item. p "
-        f"is adjusted by Holm over {counted[0]} tests against the baseline, {counted[1]} against the never-read model and "
-        f"{counted[2]} attacks. “Shown the same”: closer than {margin:g}, by {counted[3]} equivalence tests."
+        f"±: standard error. Differences with 95% intervals from {resamples:,} resamples of clusters, paired by item. "
+        f"p is adjusted by Holm over {counted[0]} tests against the baseline, {counted[1]} against the never-read "
+        f"model and {counted[2]} attacks. “Shown the same”: closer than {margin:g}, by {counted[3]} equivalence tests."
     )
 
 

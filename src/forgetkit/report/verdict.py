@@ -37,9 +37,7 @@ def not_tested(families: Collection[str] = ()) -> tuple[str, ...]:
     choice = "" if "knowledge" in families else "multiple choice, "
     membership = "Membership inference: whether someone can tell that the text was trained on, or unlearned."
     if {"privacy", "muse"} & set(families):
-        membership = (
-            "Membership attacks stronger than those measured: fitted to one text, or with many models of their own."
-        )
+        membership = "Stronger membership attacks than those measured: fitted to one text, or with many shadow models."
     return (
         "Relearning: whether a short fine-tune on a part of the text, or on other text, brings the rest back.",
         "Quantisation and other changes of the weights (4-bit, pruning, merging with the original model).",
