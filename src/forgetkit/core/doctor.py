@@ -36,6 +36,7 @@ def checks(folder: Path = Path()) -> list[Check]:
         _disk(folder),
         _gpu(),
         _optional("openai", "anchor extraction by a language model", "pip install 'forgetkit[llm]'"),
+        _optional("lm_eval", "the utility tasks of evaluate --suite paper", "pip install 'forgetkit[eval]'"),
         _presets(),
         _demo(),
     ]

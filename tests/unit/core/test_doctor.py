@@ -26,6 +26,7 @@ def test_every_check_is_there_once_and_problems_come_with_a_remedy(
         "disk",
         "gpu",
         "openai",
+        "lm_eval",
         "presets",
         "demo",
     ]
