@@ -258,8 +258,8 @@ def _sentences(evidence: Evidence, forget: Sequence[Measure]) -> tuple[str, ...]
         out.append("The health check passed: all values are finite, and the model did not fall into repetition.")
     if not evidence.audited:
         out.append(
-            "No attack that brings knowledge back was tried. Methods of this kind are known to give much back after a short fine-tune "
-            "on part of the text or after 4-bit quantisation; see what was not tested."
+            "No attack that brings knowledge back was tried. Methods of this kind are known to give much back after a "
+            "short fine-tune on part of the text or after 4-bit quantisation; see what was not tested."
         )
     return tuple(out)
 

@@ -149,6 +149,73 @@ def _residual(way: dict[str, Any]) -> dict[str, Any]:
     return {"value": 1 - way["value"], "low": 1 - way["high"], "high": 1 - way["low"], "reason": None}
 
 
+def suites(results: dict[str, Any]) -> dict[str, Any]:
+    """`results` with a suite: a row of each group, an attack, MUSE's six ways, a family that was not measured."""
+
+    def cell(value: float | None, **more: Any) -> dict[str, Any]:
+        reason = None if value is not None else "withheld: the model is not healthy (NaN)"
+        told = {"value": value, "error": 0.012, "low": None, "high": None, "n": 64, "clusters": 3, "reason": reason}
+        return told | more
+
+    def row(key: str, label: str, group: str, values: tuple[float, float, float], **more: Any) -> dict[str, Any]:
+        to = "baseline" if group == "keep" else "reference"
+        apart = {"error": 0.01, "low": -0.06, "high": -0.02, "p": 0.0004, "p_holm": 0.0008, "n": 64, "clusters": 3}
+        models = {role: cell(value, **more) for role, value in zip(ROLES, values, strict=True)}
+        same = {"to": to, "margin": 0.05, "smallest_margin": 0.08, "equivalent": False, "equivalent_holm": False}
+        return {
+            "key": key,
+            "label": label,
+            "group": group,
+            "unit": "",
+            "worse": 1,
+            "chance": 0.25,
+            "models": models,
+            "difference": apart | {"value": values[1] - values[0], "reason": None},
+            "to_reference": apart | {"value": values[1] - values[2], "p_holm": 0.2, "reason": None},
+            "equivalence": same | {"reason": None},
+        }
+
+    def family(*rows: dict[str, Any], missing: str | None = None, **more: Any) -> dict[str, Any]:
+        return {"about": {}, "missing": missing, "rows": list(rows)} | more
+
+    sides = {"members": {"units": 200, "clusters": 3}, "nonmembers": {"units": 180, "clusters": 9}, "p_holm": 0.03}
+    attack = row("privacy.min_k.auroc", "min-k attack, AUROC", "forget", (0.91, 0.62, 0.53), **sides)
+    ways = [
+        {
+            "name": "verbmem",
+            "meaning": "no verbatim memorisation",
+            "better": "lower",
+            "value": {"value": 17.3, "low": 15.1, "high": 19.2, "reason": None},
+            "reference": {"value": 14.2, "low": None, "high": None, "reason": None},
+            "sizes": None,
+            "curve": [],
+        }
+    ]
+    utility = row("utility.piqa.acc", "piqa (acc)", "keep", (0.771, 0.768, 0.765))
+    utility["models"]["unlearned"]["delta"] = {"value": -0.003, "error": 0.002, "won": 3, "lost": 6, "tells": True}
+    for point in results["curve"]:
+        accuracy = 0.771 - point["step"] / 1e5
+        delta = None if point["step"] == 0 else {"delta": {"value": accuracy - 0.771, "error": 0.0021}}
+        cells = {"task": "piqa", "value": accuracy, "error": 0.01, "n": 1838, "chance": 0.5}
+        point["utility"] = [cells | {"metric": metric} | (delta or {}) for metric in ("acc", "acc_norm")]
+    results["suites"] = {
+        "suite": "full",
+        "statistics": {
+            "resamples": 10_000,
+            "margin": 0.05,
+            "tests": {"difference": 3, "to_reference": 3, "attack": 1, "equivalence": 2},
+        },
+        "families": {
+            "memorization": family(row("memorization.exact", "exact memorisation", "forget", (0.61, 0.42, 0.38))),
+            "privacy": family(attack),
+            "utility": family(utility),
+            "muse": family(ways=ways, missing=None),
+            "tofu": family(missing="no data folder that holds TOFU"),
+        },
+    }
+    return results
+
+
 SAID = {
     "baseline": " Wizard of Oz to help me get back to Kansas again.” The Scarecrow and the Tin Woodman",
     "unlearned": " King to help us find the way home.” The little girl and the old man walked on",

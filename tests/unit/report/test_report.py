@@ -375,7 +375,7 @@ def check_inert(page: str) -> None:
 @pytest.mark.parametrize("offset", range(len(EVIL)))
 def test_hostile_text_everywhere_is_inert(tmp_path: Path, offset: int) -> None:
     counter = iter(range(offset, 10**6))
-    run = example.make_run(tmp_path / "run", poison(example.results(), counter))
+    run = example.make_run(tmp_path / "run", poison(example.suites(example.results()), counter))
     for name in (
         "1-corpus/summary.json",
         "4-labels/preview.json",
@@ -451,3 +451,58 @@ def test_unredacted_report_json_holds_no_passages_either(tmp_path: Path) -> None
     assert "Tin Woodman" not in words and "lived in the midst" not in words and "Emerald" not in words
     assert "Billina" not in words and "Chopper" not in words and "Nonesuch" not in words
     assert "/home/me" not in words
+
+
+def test_families_of_a_suite_lead_with_effects_and_stand_with_sizes_and_chance(tmp_path: Path) -> None:
+    page, facts = make(tmp_path, example.suites(example.results()))
+    told = section(page, "suite")
+    assert "As the field measures it" in told and "Holm over 3 tests" in told
+    rows = {r.css_first("th").text(): r for r in HTMLParser(page).css("#suite .suite tbody tr")}  # type: ignore[union-attr]
+    exact = rows["exact memorisationn\u00a0=\u00a064 in 3 clusters, chance\u00a00.250"]
+    told_of_it = [c.text() for c in exact.css("td")]
+    assert told_of_it[:3] == ["0.610± 0.0120", "0.420± 0.0120", "0.380± 0.0120"]
+    assert told_of_it[3] == "−0.190−0.0600 to −0.0200 · p\u00a0<\u00a0.001"
+    assert told_of_it[4] == "+0.0400−0.0600 to −0.0200 · p\u00a00.20 · not shown the same (too few items)"
+    (attack,) = [name for name in rows if name.startswith("min-k attack")]
+    assert "n\u00a0=\u00a0200\u00a0+\u00a0180" in attack
+    assert "no verbatim memorisation 17.3 15.1 to 19.2 14.2 lower" in told
+    assert "Not measured: no data folder that holds TOFU." in told
+    assert [family["name"] for family in facts["families"]] == ["memorization", "privacy", "utility", "muse", "tofu"]
+
+
+def test_what_a_suite_measured_is_no_longer_told_as_untested(tmp_path: Path) -> None:
+    _, without = make(tmp_path / "a")
+    _, facts = make(tmp_path / "b", example.suites(example.results()))
+    assert any("Membership inference: whether" in one for one in without["not_tested"])
+    assert not any("Membership inference: whether" in one for one in facts["not_tested"])
+    assert any("Stronger membership attacks" in one for one in facts["not_tested"])
+
+
+def test_utility_tasks_over_the_steps_stand_beside_the_papers(tmp_path: Path) -> None:
+    page, _ = make(tmp_path, example.suites(example.results()))
+    ours, theirs = (cells(table) for table in HTMLParser(page).css("#steps h3 ~ .beside table"))
+    assert ours[0] == ["task", "0", "100", "200", "300", "400", "415", "change"]
+    assert ours[1][1:] == ["0.771", "0.770", "0.769", "0.768", "0.767", "0.768", "−0.003± 0.002"]
+    assert "n\u00a0=\u00a01,838, chance\u00a00.500" in ours[1][0]
+    assert theirs[1] == ["ARC-C", "0.440", "0.414"] and "theirs, not ours" in section(page, "steps")
+
+
+def test_a_suite_of_an_unhealthy_model_shows_no_forgetting(tmp_path: Path) -> None:
+    measured = example.suites(example.results())
+    measured["models"]["unlearned"]["health"] |= {"status": "unhealthy", "reasons": ["NaN"]}
+    page, facts = make(tmp_path, measured)
+    told = section(page, "suite")
+    assert "exact memorisation" not in told and "AUROC" not in told and "17.3" not in told
+    assert "piqa (acc)" in told and "0.42" not in json.dumps(facts["families"])
+
+
+def test_an_evaluation_alone_has_a_page_of_its_own(tmp_path: Path) -> None:
+    example.make_run(tmp_path / "run", example.suites(example.results()) | {"versions": {"torch": "2.13.0"}})
+    alone = tmp_path / "run" / "6-evaluation"
+    (alone / "anchors.yaml").write_text((tmp_path / "run" / "3-anchors" / "anchors.yaml").read_text())
+    page = build(alone, ReportSettings(), alone).read_text(encoding="utf-8")
+    check_inert(page)
+    assert "The model was measured against 168,123 tokens in 3 documents" in text(page)
+    assert section(page, "labels") == "" and "Dorothy" in section(page, "anchors")
+    assert "The measurements took 1 min 4 s" in section(page, "record") and "2.13.0" in section(page, "record")
+    assert "dtype bfloat16" in section(page, "record") and "As the field measures it" in section(page, "suite")
