@@ -103,7 +103,9 @@ def test_paper(tiny: Tiny) -> None:
         "chance",
     ):
         assert words in out
-    assert "Holm" in out and "results: paper/results.json" in out
+    assert "Holm" in out and "results: paper/results.json" in out and "page:    paper/index.html" in out
+    page = (tiny.root / "paper" / "index.html").read_text()
+    assert "As the field measures it" in page and "mean of 7 utility tasks" in page and "Not measured" not in page
     results = json.loads((tiny.root / "paper" / "results.json").read_text())
     assert list(results["suites"]["families"]) == ["familiarity", "utility"]
 
