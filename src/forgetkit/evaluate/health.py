@@ -33,7 +33,7 @@ class HealthLimits:
     loss_increase: float = 0.10
     """Held-out loss may rise by this share of the baseline's."""
     repetition_increase: float = 0.15
-    """Share of repeated 4-grams in sampled text may rise by this much; only a rise beyond two standard errors counts."""
+    """Share of repeated 4-grams in sampled text may rise by this much, and by two standard errors."""
     greedy_repetition_increase: float = 0.25
     """The same in greedy text, where sound small models loop too: one that never read the testbed's target is .16 above
     the baseline."""
