@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from forgetkit.bench.controls import CONTROLS
 from tests import toys
 from tests.e2e.tiny import RETAIN, SETTINGS
 
@@ -89,16 +93,27 @@ def test_help_names_every_command() -> None:
         assert re.search(rf"^  {name}\b", done.stdout, re.M) or name in ("python", "is"), name
 
 
-def test_the_table_is_the_recorded_demo() -> None:
-    import importlib.util
-    import json
-
-    spec = importlib.util.spec_from_file_location("record_demo", ROOT / "benchmarks" / "record_demo.py")
+def benchmark(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def test_the_table_is_the_recorded_demo() -> None:
+    module = benchmark("record_demo")
     recorded = json.loads(module.RECORD.read_text())
     assert module.between(README) == module.table(recorded)
     assert recorded["health"]["unlearned"] == "healthy"
     assert sum(recorded["seconds"].values()) < 360
+
+
+def test_the_testbed_page_is_the_recorded_benchmark() -> None:
+    module = benchmark("record_oz")
+    records = [json.loads(path.read_text()) for path in module.RECORDS.values()]
+    assert module.between(module.PAGE.read_text()) == module.page(records).strip()
+    for told in records:
+        assert told["models"]["unlearned"]["health"] == "healthy"
+        assert all(told["models"][name]["health"] == "unhealthy" for name in CONTROLS)

@@ -185,15 +185,16 @@ class FinetuneSettings(TrainSettings):
 
     RATE_AT_10M: ClassVar[float] = 1e-3
 
-    method: str = "whp"
-    """The loss: a name registered in `forgetkit.methods`."""
+    method: str = "whp_symmetric"
+    """The loss, a name registered in `forgetkit.methods`: 'whp' is the paper's, divergence from the label;
+    'whp_symmetric' adds the divergence from the model, which sees leftovers of the text (soft labels only)."""
     retain_ratio: float = Field(1.0, ge=0)
     """Retain blocks per target block in a batch, when retain text is given."""
     retain_weight: float = Field(1.0, ge=0)
     """Weight of the retain loss against the forget loss."""
     snapshots: int = Field(4, ge=0)
     """Weights kept along the fine-tune, evenly spaced, for the report's curves (disk: one model each)."""
-    anchor_weight: float = Field(20.0, gt=0)
+    anchor_weight: float = Field(3.0, gt=0)
     """Weight of positions whose next token begins (or continues) an anchor, against 1 for the others."""
 
 

@@ -37,7 +37,7 @@ class LabelVariant:
     dictionary: str = "offline"
 
 
-_PLAIN = {"suppress_unseen_anchors": 0.0, "temperature": 1.0}
+_PLAIN = {"suppress_unseen_anchors": 0.0, "suppress_text": 0.0, "temperature": 1.0}
 LABELS: dict[str, LabelVariant] = {
     "default": LabelVariant(),
     **{f"alpha {a:g}": LabelVariant({"alpha": a}) for a in (0, 1, 2, 5, 10)},
@@ -63,9 +63,13 @@ LABELS: dict[str, LabelVariant] = {
     "rule 3 on (no labels inside anchors)": LabelVariant({"mask_inside_anchors": True}),
     "unseen anchors not lowered": LabelVariant({"suppress_unseen_anchors": 0.0}),
     "unseen anchors lowered by 3": LabelVariant({"suppress_unseen_anchors": 3.0}),
+    "text's own tokens not lowered": LabelVariant({"suppress_text": 0.0}),
+    "text's own tokens lowered by 1": LabelVariant({"suppress_text": 1.0}),
 }
 TRAINING: dict[str, dict[str, Any]] = {
     "default": {},
+    "divergence from the label alone": {"finetune.method": "whp"},
+    "divergence from the label alone, anchor weight 20": {"finetune.method": "whp", "finetune.anchor_weight": 20.0},
     "hard labels": {"relabel.labels": "hard"},
     "the paper's labels (hard, raw logits, alpha 5, nothing of ours)": {
         "relabel.labels": "hard",
@@ -74,11 +78,14 @@ TRAINING: dict[str, dict[str, Any]] = {
         "relabel.temperature": 1.0,
         "relabel.mask_inside_anchors": True,
         "relabel.suppress_unseen_anchors": 0.0,
+        "relabel.suppress_text": 0.0,
+        "finetune.anchor_weight": 1.0,
     },
     "temperature 1": {"relabel.temperature": 1.0},
     "alpha 0 (dictionary alone)": {"relabel.alpha": 0.0},
     "alpha 5": {"relabel.alpha": 5.0},
     "unseen anchors not lowered": {"relabel.suppress_unseen_anchors": 0.0},
+    "text's own tokens not lowered": {"relabel.suppress_text": 0.0},
     "rule 3 on": {"relabel.mask_inside_anchors": True},
     "no retain mixing": {"finetune.retain_ratio": 0.0},
     "anchor weight 1": {"finetune.anchor_weight": 1.0},

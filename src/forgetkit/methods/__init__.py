@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from importlib.metadata import entry_points
 
 from forgetkit.core.errors import ForgetkitError, suggest
@@ -11,6 +12,7 @@ from forgetkit.methods.whp import WhpLoss
 
 _OWN = {
     "whp": Method("whp", WhpLoss),
+    "whp_symmetric": Method("whp_symmetric", partial(WhpLoss, reverse=1.0)),
     "gradient_ascent": Method("gradient_ascent", GradientAscent),
     "random_labels": Method("random_labels", RandomLabels),
 }

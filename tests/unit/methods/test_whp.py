@@ -115,7 +115,27 @@ def test_unknown_method_is_named_with_the_nearest() -> None:
         get("wph")
 
 
-def test_gradient_in_closed_form_equals_autograd(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_symmetric_is_both_divergences_by_hand() -> None:
+    p, q = (0.1, 0.9), (0.4, 0.6)
+    logits = torch.tensor([[math.log(0.4), math.log(0.25), math.log(0.35)]])
+    label = torch.tensor([[0]]), torch.tensor([[math.log(0.1)]]), torch.tensor([math.log(0.9)])
+    forward = sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+    back = sum(b * math.log(b / a) for a, b in zip(p, q, strict=True))
+    assert label_divergence(logits, *label).item() == pytest.approx(forward, abs=1e-6)
+    assert label_divergence(logits, *label, reverse=1.0).item() == pytest.approx(forward + back, abs=1e-6)
+
+
+def test_symmetric_is_the_plain_loss_where_labels_are_hard() -> None:
+    logits = torch.randn(3, 7)
+    one = torch.tensor([[1], [4], [0]]), torch.zeros(3, 1), torch.full((3,), -math.inf)
+    assert torch.equal(label_divergence(logits, *one, reverse=1.0), label_divergence(logits, *one))
+    # the same labels in a batch beside soft ones: padded to their width
+    ids, log_p = torch.tensor([[1, 0], [4, 0], [0, 0]]), torch.tensor([[0.0, -1e4]] * 3)
+    assert torch.allclose(label_divergence(logits, ids, log_p, one[2], reverse=1.0), label_divergence(logits, *one))
+
+
+@pytest.mark.parametrize("reverse", [0.0, 1.0, 0.3])
+def test_gradient_in_closed_form_equals_autograd(monkeypatch: pytest.MonkeyPatch, reverse: float) -> None:
     """Against the same loss written with ordinary operations, in fp64, over several chunks, rests and none."""
     from forgetkit.methods import whp
 
@@ -132,9 +152,11 @@ def test_gradient_in_closed_form_equals_autograd(monkeypatch: pytest.MonkeyPatch
     log_q_rest = torch.log1p(-log_q.exp().sum(1))
     plain = (kept.exp() * (kept - log_q)).sum(1)
     plain = plain + torch.where(rest > -1e9, rest.exp() * (rest.clamp(min=-1e9) - log_q_rest), torch.zeros(()).double())
+    back = (log_q.exp() * (log_q - kept)).sum(1) + log_q_rest.exp() * (log_q_rest - rest.clamp(min=-1e9))
+    plain = plain + reverse * torch.where(rest > -1e9, back, torch.zeros(()).double())
     (expected,) = torch.autograd.grad((plain * weight).sum(), logits)
     own = logits.detach().float().requires_grad_()
-    loss = label_divergence(own, ids, kept.float(), rest.float())
+    loss = label_divergence(own, ids, kept.float(), rest.float(), reverse)
     assert loss.tolist() == pytest.approx(plain.tolist(), abs=1e-5)
     (got,) = torch.autograd.grad((loss * weight.float()).sum(), own)
     assert torch.allclose(got.double(), expected, atol=1e-6)
