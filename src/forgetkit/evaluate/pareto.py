@@ -58,7 +58,7 @@ def _cell(results: Mapping[str, Any], role: str, key: str) -> Mapping[str, Any]:
 
 
 def _choose(every: Sequence[Mapping[str, Any]], asked: str | None, usual: Sequence[str], option: str) -> Axis:
-    """The measure asked for; else the first usual one that every run's unlearned model has, else that any has."""
+    """The measure asked for; else the usual one that most models of all runs have, the first of equals."""
     known = {key: axis for results in every for key, axis in _measures(results).items()}
     if asked is not None:
         if asked not in known:

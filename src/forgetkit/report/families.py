@@ -46,7 +46,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Family:
-    """A family's rows, or why it has none. ways: MUSE's six, as cells of text; notes: what the rows leave open."""
+    """A family's rows, or a sentence on why it has none (`missing`).
+
+    ways: MUSE's six, as cells of text; notes: what the rows leave open.
+    """
 
     name: str
     title: str
@@ -69,12 +72,13 @@ def families(results: Mapping[str, Any], scores: bool) -> tuple[Family, ...]:
     out = []
     for name, found in mapping(mapping(results.get("suites")).get("families")).items():
         own = mapping(found)
-        shown = [
-            row for row in map(mapping, items(own.get("rows"))) if scores or row.get("group") == "keep"
-        ]  # fmt: skip
+        shown = [row for row in map(mapping, items(own.get("rows"))) if scores or row.get("group") == "keep"]
         rows = tuple(row for one in shown if (row := _row(one)) is not None)
+        ways = _ways(own) if scores else ()
         missing = own.get("missing")
-        why = clean(str(missing)) if isinstance(missing, str) else "" if rows else "left out: the health is bad"
+        why = "" if rows or ways else "Left out, because the model's health is bad or unknown."
+        if isinstance(missing, str) and not missing.startswith("withheld"):
+            why = f"Not measured: {clean(missing)}."
         reasons = [
             clean(reason)
             for row in shown
@@ -87,7 +91,7 @@ def families(results: Mapping[str, Any], scores: bool) -> tuple[Family, ...]:
                 TITLES.get(str(name), clean(str(name))),
                 why,
                 rows,
-                _ways(own) if scores else (),
+                ways,
                 tuple(dict.fromkeys(reasons)) if rows else (),
             )
         )

@@ -493,7 +493,11 @@ def test_a_suite_of_an_unhealthy_model_shows_no_forgetting(tmp_path: Path) -> No
     page, facts = make(tmp_path, measured)
     told = section(page, "suite")
     assert "exact memorisation" not in told and "AUROC" not in told and "17.3" not in told
-    assert "piqa (acc)" in told and "0.42" not in json.dumps(facts["families"])
+    assert (
+        "piqa (acc)" in told
+        and told.count("Left out, because the model's health") == 3
+        and "0.42" not in json.dumps(facts["families"])
+    )
 
 
 def test_an_evaluation_alone_has_a_page_of_its_own(tmp_path: Path) -> None:
