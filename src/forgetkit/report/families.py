@@ -23,7 +23,6 @@ TITLES = {
     "muse": "MUSE",
     "wmdp": "WMDP",
 }
-_ALIKE = {"baseline": "the baseline", "reference": "never read"}
 
 
 @dataclass(frozen=True)
@@ -110,12 +109,16 @@ def statistics(results: Mapping[str, Any]) -> str:
     resamples, margin, tests = integer(found.get("resamples")), real(found.get("margin")), mapping(found.get("tests"))
     if resamples is None or margin is None:
         return ""
-    counted = [integer(tests.get(name)) or 0 for name in ("difference", "to_reference", "attack", "equivalence")]
-    return (
-        f"±: standard error. Differences with 95% intervals from {resamples:,} resamples of clusters, paired by item. "
-        f"p is adjusted by Holm over {counted[0]} tests against the baseline, {counted[1]} against the never-read "
-        f"model and {counted[2]} attacks. “Shown the same”: closer than {margin:g}, by {counted[3]} equivalence tests."
-    )
+    asked = {
+        "difference": "against the baseline",
+        "to_reference": "against the never-read model",
+        "attack": "of attacks",
+    }
+    counted = [f"{n} {what}" for name, what in asked.items() if (n := integer(tests.get(name)))]
+    told = f"±: standard error. Differences: paired by item, 95% intervals from {resamples:,} resamples of clusters."
+    told += f" p: adjusted by Holm over all tests ({', '.join(counted)})." if counted else ""
+    alike = integer(tests.get("equivalence"))
+    return told + (f" “Shown the same”: closer than {margin:g}; {alike} equivalence tests." if alike else "")
 
 
 def _row(row: Mapping[str, Any]) -> Row | None:

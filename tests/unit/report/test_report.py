@@ -456,7 +456,7 @@ def test_unredacted_report_json_holds_no_passages_either(tmp_path: Path) -> None
 def test_families_of_a_suite_lead_with_effects_and_stand_with_sizes_and_chance(tmp_path: Path) -> None:
     page, facts = make(tmp_path, example.suites(example.results()))
     told = section(page, "suite")
-    assert "As the field measures it" in told and "Holm over 3 tests" in told
+    assert "As the field measures it" in told and "Holm over all tests (3 against the baseline" in told
     rows = {r.css_first("th").text(): r for r in HTMLParser(page).css("#suite .suite tbody tr")}  # type: ignore[union-attr]
     exact = rows["exact memorisationn\u00a0=\u00a064 in 3 clusters, chance\u00a00.250"]
     told_of_it = [c.text() for c in exact.css("td")]
