@@ -169,8 +169,9 @@ def _apart(cell: Mapping[str, Any], same: Mapping[str, Any], role: str) -> Value
     value = real(cell.get("value"))
     if value is None:
         return Value("withheld" if str(cell.get("reason") or "").startswith("withheld") else "–")
-    low, high = real(cell.get("low")), real(cell.get("high"))
-    below = [] if low is None or high is None else [f"{_signed(low)} to {_signed(high)}"]
+    low, high, error = (real(cell.get(name)) for name in ("low", "high", "error"))
+    below = [] if error is None else [f"±\u00a0{number(error)}"]
+    below += [] if low is None or high is None else [f"{_signed(low)} to {_signed(high)}"]
     below += _p(cell)
     shown = same.get("equivalent_holm")
     if same.get("to") == role and isinstance(shown, bool):

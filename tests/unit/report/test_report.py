@@ -461,8 +461,10 @@ def test_families_of_a_suite_lead_with_effects_and_stand_with_sizes_and_chance(t
     exact = rows["exact memorisationn\u00a0=\u00a064 in 3 clusters, chance\u00a00.250"]
     told_of_it = [c.text() for c in exact.css("td")]
     assert told_of_it[:3] == ["0.610± 0.0120", "0.420± 0.0120", "0.380± 0.0120"]
-    assert told_of_it[3] == "−0.190−0.0600 to −0.0200 · p\u00a0<\u00a0.001"
-    assert told_of_it[4] == "+0.0400−0.0600 to −0.0200 · p\u00a00.20 · not shown the same (too few items)"
+    assert told_of_it[3] == "−0.190±\u00a00.0100 · −0.0600 to −0.0200 · p\u00a0<\u00a0.001"
+    assert (
+        told_of_it[4] == "+0.0400±\u00a00.0100 · −0.0600 to −0.0200 · p\u00a00.20 · not shown the same (too few items)"
+    )
     (attack,) = [name for name in rows if name.startswith("min-k attack")]
     assert "n\u00a0=\u00a0200\u00a0+\u00a0180" in attack
     assert "no verbatim memorisation 17.3 15.1 to 19.2 14.2 lower" in told
