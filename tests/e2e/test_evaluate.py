@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import signal
@@ -9,21 +10,29 @@ import sys
 import time
 
 import pytest
+import torch
 
 from forgetkit.cli import main
 from tests import toys
-from tests.e2e.tiny import Tiny
+from tests.e2e.tiny import RETAIN, Tiny
 from tests.unit.evaluate import data_folder, test_utility
-from tests.unit.evaluate.conftest import completion_line, probability_line, write_probes
+from tests.unit.evaluate.conftest import completion_line, probability_line, train, write_probes
 from tests.unit.evaluate.test_utility import needs_lm_eval
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    """Models 'model', 'other' and 'third'; a data folder in every layout; probes; texts nobody read."""
+    """Healthy models 'model' (unlearned), 'other' (baseline), 'third' (reference); data in every layout; probes."""
     made = Tiny(tmp_path_factory.mktemp("evaluate"))
-    for name, seed in (("other", 2), ("third", 3)):
-        toys.model("llama", 400, seed=seed).save_pretrained(made.root / name)
+    fresh, again = (toys.model("llama", 400, seed=seed) for seed in (2, 3))
+    with torch.no_grad():
+        for parameter in (*fresh.parameters(), *again.parameters()):
+            if parameter.ndim >= 2:
+                parameter.div_(3.0)  # ordinary initial scale: learns faster
+    before, never = train(fresh, toys.TEXT + RETAIN, 60), train(again, RETAIN, 60)
+    after = train(copy.deepcopy(before), RETAIN, 8)
+    for name, model in (("other", before), ("third", never), ("model", after)):
+        model.save_pretrained(made.root / name)
         toys.tokenizer("bytelevel").save_pretrained(made.root / name)
     data = test_utility.write(made.root / "data")
     data_folder.tofu(data / "tofu")
@@ -94,7 +103,12 @@ def inside(tiny: Tiny, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
 
 @needs_lm_eval
 def test_paper(tiny: Tiny) -> None:
-    out = ok(tiny, *arguments(tiny, "paper", "--suite", "paper", "--data-dir", "data", "--probes", "probes"))
+    out = ok(
+        tiny,
+        *arguments(
+            tiny, "paper", "--suite", "paper", "--data-dir", "data", "--probes", "probes", "--heldout", "retain"
+        ),
+    )
     for words in (
         "familiarity (completion)",
         "familiarity (probability)",
@@ -146,7 +160,7 @@ def test_full_takes_its_target_from_the_data_folder_and_survives_a_kill(tiny: Ti
 
 def test_compare_writes_table_csv_and_page(tiny: Tiny, inside: Inside) -> None:
     for name, model in (("one", "model"), ("two", "other")):
-        command = arguments(tiny, name)
+        command = arguments(tiny, name, "--heldout", "retain")
         command[1] = model
         inside.ok(*command)
     out = inside.ok("compare", "one", "two", "--csv", "out/table.csv", "--html", "out/page.html")

@@ -129,7 +129,7 @@ def _shown(cell: Cell) -> str:
 
 def number(value: float) -> str:
     """Four decimals, or three figures with an exponent for very small values."""
-    return f"{value:.4f}" if value == 0 or abs(value) >= 0.001 else f"{value:.2e}"
+    return f"{value + 0.0:.4f}" if value == 0 or abs(value) >= 0.001 else f"{value:.2e}"
 
 
 def percent(share: float) -> str:

@@ -58,7 +58,7 @@ def _cell(results: Mapping[str, Any], role: str, key: str) -> Mapping[str, Any]:
 
 
 def _choose(every: Sequence[Mapping[str, Any]], asked: str | None, usual: Sequence[str], option: str) -> Axis:
-    """The measure asked for; else the first usual one that every run's unlearned model has, else that any has."""
+    """The measure asked for; else the usual one that most models of all runs have, the first of equals."""
     known = {key: axis for results in every for key, axis in _measures(results).items()}
     if asked is not None:
         if asked not in known:
@@ -137,17 +137,21 @@ def _plot(found: Sequence[Point], best: Sequence[Point], x: Axis, y: Axis) -> st
     colours = {f"{part}color": _INK for part in ("text.", "axes.edge", "axes.label", "xtick.", "ytick.")}
     settings = {"svg.hashsalt": "forgetkit", "svg.fonttype": "none", "text.parse_math": False, "font.size": 11}
     with matplotlib.rc_context({**colours, **settings, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(7, 4.4), layout="constrained", facecolor="none")
+        figure = Figure(figsize=(4.8, 3.7), layout="constrained", facecolor="none")
         axes = figure.subplots()
         axes.set_facecolor("none")
         if len(best) > 1:
             axes.plot([p.x for p in best], [p.y for p in best], color=_ACCENT, linewidth=1.4, zorder=1)
+        places: dict[tuple[float, float], list[Point]] = {}
         for p in found:
+            places.setdefault((p.x, p.y), []).append(p)
+        for same in places.values():
+            p = next((one for one in same if one in best), same[0])
             colour = _ACCENT if p in best else _INK
             face = _PAPER if p.role == "reference" else colour
             axes.errorbar(p.x, p.y, p.y_error, p.x_error, color=colour, elinewidth=0.7, alpha=0.6, fmt="none")
             axes.plot(p.x, p.y, "o", markersize=7, markerfacecolor=face, markeredgecolor=colour, zorder=3)
-            axes.annotate(f"{p.run}: {p.role}", (p.x, p.y), (6, 6), textcoords="offset points", fontsize=9)
+            axes.annotate(_name(same), (p.x, p.y), (6, 6), textcoords="offset points", fontsize=9)
         axes.margins(0.2)
         if x.worse > 0:
             axes.invert_xaxis()
@@ -169,6 +173,15 @@ def _plot(found: Sequence[Point], best: Sequence[Point], x: Axis, y: Axis) -> st
     return text.replace("<svg ", '<svg role="img" aria-label="Forgetting against utility" ', 1)
 
 
+def _name(same: Sequence[Point]) -> str:
+    """One label for the models of one place: runs that start from the same model share its point."""
+    told = []
+    for role in dict.fromkeys(p.role for p in same):
+        runs = [p.run for p in same if p.role == role]
+        told.append(f"{runs[0]}: {role}" if len(runs) == 1 else f"{role} of {len(runs)} runs")
+    return "\n".join(told)
+
+
 _PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -178,14 +191,17 @@ _PAGE = """<!doctype html>
 <meta name="generator" content="forgetkit {version}">
 <title>forgetkit compare</title>
 <style>
-:root {{ color-scheme: light dark; --paper: #fff; --ink: #1a1a1a; --line: #ddd; --accent: #0b5fa5; }}
+:root {{ color-scheme: light dark; --paper: #fff; --ink: #1a1a1a; --soft: #555; --line: #ddd; --accent: #0b5fa5; }}
 @media (prefers-color-scheme: dark) {{
-  :root {{ --paper: #16181b; --ink: #e6e6e6; --line: #3a3d42; --accent: #7ab8f0; }}
+  :root {{ --paper: #16181b; --ink: #e6e6e6; --soft: #a3a8ae; --line: #3a3d42; --accent: #7ab8f0; }}
 }}
-@media print {{ :root {{ --paper: #fff; --ink: #000; --accent: #0b5fa5; }} }}
+@media print {{ :root {{ --paper: #fff; --ink: #000; --soft: #444; --accent: #0b5fa5; }}
+  .scroll {{ overflow: visible; }} }}
 body {{ margin: 0 auto; max-width: 70rem; padding: 1rem; background: var(--paper); color: var(--ink);
   font: 16px/1.5 system-ui, sans-serif; }}
-svg {{ max-width: 44rem; width: 100%; height: auto; font-family: inherit; }}
+figure {{ margin: 1rem 0; max-width: 44rem; }}
+svg {{ width: 100%; max-width: 34rem; height: auto; font-family: inherit; }}
+figcaption, .note {{ color: var(--soft); font-size: 0.88rem; }}
 .scroll {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; font-size: 0.85rem; }}
 th, td {{ padding: 0.2rem 0.6rem; border-bottom: 1px solid var(--line); text-align: left; white-space: nowrap; }}
@@ -200,7 +216,7 @@ other one beats on both (the never-read reference, hollow, is left out: it is th
 were measured on the same texts and probes.</figcaption></figure>
 <p>Forgetting: {x}. Utility: {y}. On the front: {front}.</p>
 <div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>
-<p>Made by forgetkit {version}. "-": not measured, or withheld because the model is not healthy.</p>
+<p class="note">Made by forgetkit {version}. "-": not measured, or withheld because the model is not healthy.</p>
 </main>
 </body>
 </html>

@@ -23,7 +23,6 @@ TITLES = {
     "muse": "MUSE",
     "wmdp": "WMDP",
 }
-_ALIKE = {"baseline": "the baseline", "reference": "never read"}
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Family:
-    """A family's rows, or why it has none. ways: MUSE's six, as cells of text; notes: what the rows leave open."""
+    """A family's rows, or a sentence on why it has none (`missing`).
+
+    ways: MUSE's six, as cells of text; notes: what the rows leave open.
+    """
 
     name: str
     title: str
@@ -69,12 +71,13 @@ def families(results: Mapping[str, Any], scores: bool) -> tuple[Family, ...]:
     out = []
     for name, found in mapping(mapping(results.get("suites")).get("families")).items():
         own = mapping(found)
-        shown = [
-            row for row in map(mapping, items(own.get("rows"))) if scores or row.get("group") == "keep"
-        ]  # fmt: skip
+        shown = [row for row in map(mapping, items(own.get("rows"))) if scores or row.get("group") == "keep"]
         rows = tuple(row for one in shown if (row := _row(one)) is not None)
+        ways = _ways(own) if scores else ()
         missing = own.get("missing")
-        why = clean(str(missing)) if isinstance(missing, str) else "" if rows else "left out: the health is bad"
+        why = "" if rows or ways else "Left out, because the model's health is bad or unknown."
+        if isinstance(missing, str) and not missing.startswith("withheld"):
+            why = f"Not measured: {clean(missing)}."
         reasons = [
             clean(reason)
             for row in shown
@@ -87,7 +90,7 @@ def families(results: Mapping[str, Any], scores: bool) -> tuple[Family, ...]:
                 TITLES.get(str(name), clean(str(name))),
                 why,
                 rows,
-                _ways(own) if scores else (),
+                ways,
                 tuple(dict.fromkeys(reasons)) if rows else (),
             )
         )
@@ -106,12 +109,16 @@ def statistics(results: Mapping[str, Any]) -> str:
     resamples, margin, tests = integer(found.get("resamples")), real(found.get("margin")), mapping(found.get("tests"))
     if resamples is None or margin is None:
         return ""
-    counted = [integer(tests.get(name)) or 0 for name in ("difference", "to_reference", "attack", "equivalence")]
-    return (
-        f"±: standard error. Differences with 95% intervals from {resamples:,} resamples of clusters, paired by item. "
-        f"p is adjusted by Holm over {counted[0]} tests against the baseline, {counted[1]} against the never-read "
-        f"model and {counted[2]} attacks. “Shown the same”: closer than {margin:g}, by {counted[3]} equivalence tests."
-    )
+    asked = {
+        "difference": "against the baseline",
+        "to_reference": "against the never-read model",
+        "attack": "of attacks",
+    }
+    counted = [f"{n} {what}" for name, what in asked.items() if (n := integer(tests.get(name)))]
+    told = f"±: standard error. Differences: paired by item, 95% intervals from {resamples:,} resamples of clusters."
+    told += f" p: adjusted by Holm over all tests ({', '.join(counted)})." if counted else ""
+    alike = integer(tests.get("equivalence"))
+    return told + (f" “Shown the same”: closer than {margin:g}; {alike} equivalence tests." if alike else "")
 
 
 def _row(row: Mapping[str, Any]) -> Row | None:
@@ -162,8 +169,9 @@ def _apart(cell: Mapping[str, Any], same: Mapping[str, Any], role: str) -> Value
     value = real(cell.get("value"))
     if value is None:
         return Value("withheld" if str(cell.get("reason") or "").startswith("withheld") else "–")
-    low, high = real(cell.get("low")), real(cell.get("high"))
-    below = [] if low is None or high is None else [f"{_signed(low)} to {_signed(high)}"]
+    low, high, error = (real(cell.get(name)) for name in ("low", "high", "error"))
+    below = [] if error is None else [f"±\u00a0{number(error)}"]
+    below += [] if low is None or high is None else [f"{_signed(low)} to {_signed(high)}"]
     below += _p(cell)
     shown = same.get("equivalent_holm")
     if same.get("to") == role and isinstance(shown, bool):

@@ -84,6 +84,13 @@ def test_the_axes_are_those_most_models_have(tmp_path: Path) -> None:
         page(runs, table, forgetting="recall.probabilty")
 
 
+def test_models_of_one_place_share_a_label(tmp_path: Path) -> None:
+    models = {"baseline": (0.5, 1.0), "unlearned": (0.1, 1.1)}
+    runs = [write(tmp_path / name, models | {"unlearned": (x, 1.1)}) for name, x in (("a", 0.1), ("b", 0.5))]
+    drawn = page(runs, compare(runs)).split("</svg>")[0]
+    assert "baseline of 2 runs" in drawn and ">a: baseline<" not in drawn and ">b: unlearned<" in drawn
+
+
 def test_nothing_to_draw_is_told(tmp_path: Path) -> None:
     runs = [write(tmp_path / "a", {"unlearned": (None, 1.0)})]
     assert "nothing to draw" in page(runs, compare(runs))

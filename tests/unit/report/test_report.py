@@ -456,13 +456,15 @@ def test_unredacted_report_json_holds_no_passages_either(tmp_path: Path) -> None
 def test_families_of_a_suite_lead_with_effects_and_stand_with_sizes_and_chance(tmp_path: Path) -> None:
     page, facts = make(tmp_path, example.suites(example.results()))
     told = section(page, "suite")
-    assert "As the field measures it" in told and "Holm over 3 tests" in told
+    assert "As the field measures it" in told and "Holm over all tests (3 against the baseline" in told
     rows = {r.css_first("th").text(): r for r in HTMLParser(page).css("#suite .suite tbody tr")}  # type: ignore[union-attr]
     exact = rows["exact memorisationn\u00a0=\u00a064 in 3 clusters, chance\u00a00.250"]
     told_of_it = [c.text() for c in exact.css("td")]
     assert told_of_it[:3] == ["0.610± 0.0120", "0.420± 0.0120", "0.380± 0.0120"]
-    assert told_of_it[3] == "−0.190−0.0600 to −0.0200 · p\u00a0<\u00a0.001"
-    assert told_of_it[4] == "+0.0400−0.0600 to −0.0200 · p\u00a00.20 · not shown the same (too few items)"
+    assert told_of_it[3] == "−0.190±\u00a00.0100 · −0.0600 to −0.0200 · p\u00a0<\u00a0.001"
+    assert (
+        told_of_it[4] == "+0.0400±\u00a00.0100 · −0.0600 to −0.0200 · p\u00a00.20 · not shown the same (too few items)"
+    )
     (attack,) = [name for name in rows if name.startswith("min-k attack")]
     assert "n\u00a0=\u00a0200\u00a0+\u00a0180" in attack
     assert "no verbatim memorisation 17.3 15.1 to 19.2 14.2 lower" in told
@@ -493,7 +495,11 @@ def test_a_suite_of_an_unhealthy_model_shows_no_forgetting(tmp_path: Path) -> No
     page, facts = make(tmp_path, measured)
     told = section(page, "suite")
     assert "exact memorisation" not in told and "AUROC" not in told and "17.3" not in told
-    assert "piqa (acc)" in told and "0.42" not in json.dumps(facts["families"])
+    assert (
+        "piqa (acc)" in told
+        and told.count("Left out, because the model's health") == 3
+        and "0.42" not in json.dumps(facts["families"])
+    )
 
 
 def test_an_evaluation_alone_has_a_page_of_its_own(tmp_path: Path) -> None:
