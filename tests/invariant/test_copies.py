@@ -10,14 +10,15 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from forgetkit import finetune
+from forgetkit import finetune, reinforce
+from forgetkit.core.batches import lm_loss
 from forgetkit.core.loop import Loss
 from forgetkit.core.models import load_model
 from forgetkit.finetune import LabelledText
 from forgetkit.methods.base import Method
 from forgetkit.methods.whp import WhpLoss
 from forgetkit.relabel.build import Labeller, build_labels
-from forgetkit.settings import ModelSettings, RelabelSettings, Settings
+from forgetkit.settings import ModelSettings, ReinforceSettings, RelabelSettings, Settings
 from tests import toys
 from tests.unit.relabel.test_build import DICTIONARY
 from tests.unit.test_finetune import CPU32, corpus, settings, source, text_as_labels
@@ -44,6 +45,27 @@ def test_T6_fine_tuning_holds_one_model(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(finetune, "get", lambda name: Method(name, Counting))
     finetune.run(path, labelled, None, settings(), CPU32, tmp_path / "o", work=tmp_path / "w", seed=0, pad_id=0)
     assert {n - before for n in seen} == {1}
+
+
+def test_T6_reinforcing_holds_one_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, before, seen = source(tmp_path / "m"), copies(), []
+
+    def counting(model: Any, batch: dict[str, torch.Tensor]) -> Loss:
+        seen.append(copies())
+        return lm_loss(model, batch)
+
+    monkeypatch.setattr(reinforce, "lm_loss", counting)
+    chosen = ReinforceSettings(epochs=1, batch_blocks=4, learning_rate=1e-3)
+    reinforce.run(path, corpus(), chosen, CPU32, tmp_path / "o", work=tmp_path / "w", seed=0)
+    assert {n - before for n in seen} == {1}
+
+
+def test_T6_labelling_copies_neither_model(tmp_path: Path) -> None:
+    before, seen = copies(), []
+    pair = toys.model("llama", 400, seed=1), toys.model("llama", 400, seed=2)
+    pair[0].model.register_forward_hook(lambda *_: seen.append(copies()))
+    build_labels(corpus(), corpus(), DICTIONARY, toys.tokenizer(), *pair, RelabelSettings(), tmp_path)
+    assert {n - before for n in seen} == {2}
 
 
 @pytest.mark.parametrize(("alpha", "models"), [(0.0, 1), (1.0, 2)])
