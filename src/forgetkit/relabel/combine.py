@@ -32,13 +32,14 @@ def generic_logits(
         largest: subtract only from so many tokens per position, those that gained most. None: from all (paper).
 
     Returns:
-        float32 [N, V]. In 'logits' space it is never above `baseline_NV`.
+        float32 [N, V], never `baseline_NV` itself. In 'logits' space it is never above `baseline_NV`.
     """
     v_NV = baseline_NV.float()
     if space == "log_probs":
         v_NV = torch.log_softmax(v_NV, dim=-1)
     if reinforced_NV is None or alpha == 0:
-        return v_NV
+        # The caller lowers entries in place, and the baseline's own values are needed after that.
+        return v_NV.clone() if v_NV is baseline_NV else v_NV
     r_NV = reinforced_NV.float()
     if space == "log_probs":
         r_NV = torch.log_softmax(r_NV, dim=-1)

@@ -167,3 +167,14 @@ def test_non_finite_logits_stop(tmp_path: Path) -> None:
         reinforced.get_output_embeddings().weight[3] = float("nan")
     with pytest.raises(ForgetkitError, match="not finite"):
         build_labels(text, None, DICTIONARY, tokenizer, baseline, reinforced, RelabelSettings(), tmp_path)
+
+
+def test_without_subtraction_both_spaces_give_the_same_labels(tmp_path: Path) -> None:
+    """Lowered tokens keep their salience: the lowering must not reach the baseline's own values."""
+    made = []
+    for space in ("logits", "log_probs"):
+        settings = RelabelSettings(space=space, alpha=0.0, temperature=1.0, top_k=16, retain="none")
+        build_labels(corpus(), None, DICTIONARY, toys.tokenizer(), models()[0], None, settings, tmp_path / space)
+        labels, _ = load_labels(tmp_path / space)
+        made.append(np.concatenate([labels[b].ids for b in range(len(labels))]))
+    assert np.sort(made[0]).tolist() == np.sort(made[1]).tolist()
