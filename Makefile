@@ -13,7 +13,7 @@ help:
 	@echo "make demo   un-read three Oz books from the bundled model (about 6 minutes once installed, then: $(RUN)/8-report/index.html)"
 	@echo "make test   run the tests"
 	@echo "make lint   ruff and mypy --strict"
-	@echo "make bench  the Oz testbed: distances to models that never read the books, and what each part is worth (about 20 minutes)"
+	@echo "make bench  speed and memory beside other ways to do it (long; benchmarks/speed.py)"
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -37,8 +37,7 @@ lint: $(DEV)
 	$(BIN)/mypy
 
 bench: $(DEV)
-	$(BIN)/forgetkit bench oz --out runs/oz
-	$(BIN)/forgetkit bench oz --out runs/oz --ablate labels
+	$(BIN)/python benchmarks/speed.py
 
 clean:
 	rm -rf $(VENV) build dist

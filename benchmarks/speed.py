@@ -10,6 +10,8 @@ docs/performance.json and docs/performance.md; `--page` writes the page again fr
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import hashlib
 import json
 import os
 import platform
@@ -58,7 +60,7 @@ def prepare(name: str, folder: Path, blocks: int) -> None:
     from forgetkit import demo, reinforce
     from forgetkit.core.models import load_tokenizer
     from forgetkit.corpus.blocks import block_documents
-    from forgetkit.corpus.readers import Document, read_paths
+    from forgetkit.corpus.readers import read_paths
     from forgetkit.settings import CorpusSettings, ModelSettings, ReinforceSettings
 
     document = read_paths(demo.target(), CorpusSettings())[0]
@@ -100,10 +102,8 @@ def prepare(name: str, folder: Path, blocks: int) -> None:
             )
     tokenizer = load_tokenizer(folder / "model")
     whole = block_documents([document], tokenizer, BLOCK)
-    import hashlib
-
     text = document.text[: whole[blocks - 1].char_end]
-    cut = Document(document.path, document.name, text, hashlib.sha256(text.encode()).hexdigest(), document.encoding, ())
+    cut = dataclasses.replace(document, text=text, sha256=hashlib.sha256(text.encode()).hexdigest())
     corpus = block_documents([cut], tokenizer, BLOCK)
     corpus.save(folder / "corpus")
     shutil.copy(demo.anchors(), folder / "anchors.yaml")
