@@ -1,6 +1,6 @@
 """One phase of training: next-token loss, AdamW with fp32 masters, bf16 compute, resumable to the step.
 
-    python recipes/oz/train.py --out DIR --data DIR --start MODEL --steps 320 --rate 1.2e-3 --oz 16 --seed 1
+    python recipes/oz/train.py --out DIR --data DIR --start MODEL --steps 320 --rate 1.2e-3 --oz 0.25 --seed 1
 
 `recipes/oz/make.py` calls it for every model of the testbed. Shapes: N blocks of a text, B blocks of a step, T tokens.
 """
@@ -43,16 +43,22 @@ def rate_at(step: int, steps: int, peak: float, warmup: int, decay: str) -> floa
     return peak if decay == "constant" else peak * (steps - step) / max(1, steps - warmup)
 
 
-def batch(corpus_NT: Any, oz_NT: Any, step: int, seed: int, oz: int) -> torch.Tensor:
-    """The blocks of a step, Long[16 + oz, 512]: twins read the same 16 blocks of the corpus, O reads Oz besides."""
+def batch(corpus_NT: Any, oz_NT: Any, step: int, seed: int, share: float, spread: bool = False) -> torch.Tensor:
+    """The 16 blocks of a step, Long[16, 512]. Both twins draw the same corpus blocks; in O some make room for Oz.
+
+    share: of the blocks, that come from Oz. spread: any of the drawn blocks make room; otherwise those that stand
+    first in the corpus do, as in the shipped models (README, "What differs").
+    """
     order = np.random.default_rng((seed, 0)).permutation(len(corpus_NT))
     drawn = order[np.arange(step * ROWS, (step + 1) * ROWS) % len(order)]
     rows_BT = corpus_NT[np.sort(drawn)].astype(np.int64)
-    if oz:
-        pick = np.arange(step * oz, (step + 1) * oz)
-        passes = {p: np.random.default_rng((seed, 1, p)).permutation(len(oz_NT)) for p in {*(pick // len(oz_NT))}}
-        chosen = [passes[p // len(oz_NT)][p % len(oz_NT)] for p in pick]
-        rows_BT = np.concatenate([rows_BT, oz_NT[chosen].astype(np.int64)])
+    many = round(ROWS * share)
+    if many:
+        pick = np.arange(step * many, (step + 1) * many)
+        passes = [np.random.default_rng((seed, 1, p)).permutation(len(oz_NT)) for p in sorted({*(pick // len(oz_NT))})]
+        first = pick[0] // len(oz_NT)
+        room = np.argsort(np.argsort(drawn))[:many] if spread else np.arange(many)
+        rows_BT[room] = oz_NT[[passes[p // len(oz_NT) - first][p % len(oz_NT)] for p in pick]]
     return torch.from_numpy(rows_BT)
 
 
@@ -81,8 +87,9 @@ def train(
     peak: float,
     warmup: int,
     decay: str,
-    oz: int,
+    share: float,
     seed: int,
+    spread: bool = False,
     compiled: bool = True,
     save_every: int = SAVE_EVERY,
 ) -> None:
@@ -90,7 +97,7 @@ def train(
 
     Args:
         model: Llama-shaped, with `model.model` and `model.lm_head`. folder: holds the tokenizer already.
-        texts: the data folder. peak, warmup, decay: see `rate_at`. oz, seed: see `batch`.
+        texts: the data folder. peak, warmup, decay: see `rate_at`. share, seed, spread: see `batch`.
         compiled: use torch.compile. save_every: steps between states that a killed run goes on from.
 
     Raises:
@@ -116,7 +123,7 @@ def train(
         for step in range(first, steps):
             for group in optimizer.param_groups:
                 group["lr"] = rate_at(step, steps, peak, warmup, decay)
-            ids_BT = batch(corpus_NT, oz_NT, step, seed, oz).to(device)
+            ids_BT = batch(corpus_NT, oz_NT, step, seed, share, spread).to(device)
             total = 0.0
             for part_BT in ids_BT.split(MICRO):  # type: ignore[no-untyped-call]
                 value = loss(part_BT)
@@ -184,9 +191,8 @@ def main() -> None:
     parser.add_argument("--rate", type=float, required=True)
     parser.add_argument("--warmup", type=int, default=30)
     parser.add_argument("--decay", choices=["constant", "linear"], default="linear")
-    parser.add_argument(
-        "--oz", type=int, default=0, help="blocks of Oz read in every step besides the 16 of the corpus"
-    )
+    parser.add_argument("--oz", type=float, default=0.0, help="share of every batch that comes from the Oz books")
+    parser.add_argument("--spread", action="store_true", help="room for Oz is made anywhere in the corpus")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--no-compile", action="store_true", help="do without torch.compile")
     given = parser.parse_args()
@@ -215,8 +221,9 @@ def _train_phase(given: argparse.Namespace) -> None:
         peak=given.rate,
         warmup=given.warmup,
         decay=given.decay,
-        oz=given.oz,
+        share=given.oz,
         seed=given.seed,
+        spread=given.spread,
         compiled=not given.no_compile,
     )
 
