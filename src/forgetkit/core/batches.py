@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
+from forgetkit.core.heads import cross_entropy, split_head
 from forgetkit.core.loop import Loss
 
 if TYPE_CHECKING:
@@ -53,35 +52,13 @@ def strip_bos(output: Tensor, bos_id: int | None) -> Tensor:
     return output if bos_id is None else output[:, 1:]
 
 
-def _cross_entropy(rows_PV: Tensor, targets_P: Tensor) -> Tensor:
-    return F.cross_entropy(rows_PV.float(), targets_P, reduction="none").sum()
-
-
-def cross_entropy_sum(rows_PV: Tensor, targets_P: Tensor, chunk: int = 4096) -> Tensor:
-    """Summed cross-entropy in nats (fp32 scalar) of logits [P, V] against token ids [P].
-
-    At most `chunk` rows are alive in fp32. More rows than that have their log-probabilities recomputed in the
-    backward pass, which costs some 15% of a small model's step.
-    """
-    total = rows_PV.new_zeros((), dtype=torch.float32)
-    for start in range(0, rows_PV.shape[0], chunk):
-        rows, targets = rows_PV[start : start + chunk], targets_P[start : start + chunk]
-        if rows_PV.shape[0] > chunk and rows.requires_grad:
-            part = checkpoint(_cross_entropy, rows, targets, use_reentrant=False, preserve_rng_state=False)
-        else:
-            part = _cross_entropy(rows, targets)
-        total = total + part
-    return total if rows_PV.shape[0] else rows_PV.sum().float()
-
-
-def lm_loss(model: PreTrainedModel, batch: dict[str, Tensor], chunk: int = 4096) -> Loss:
+def lm_loss(model: PreTrainedModel, batch: dict[str, Tensor]) -> Loss:
     """Next-token cross-entropy: logits at position i against token i+1, summed over valid i+1.
 
     `batch`: `input_ids` long [B, T] and `valid` bool [B, T] of `pad_blocks`. Neither padding nor the values
     under the mask have any influence.
     """
     ids, valid = batch["input_ids"], batch["valid"]
-    logits = model(input_ids=ids, use_cache=False).logits
-    keep = valid[:, 1:]
-    total = cross_entropy_sum(logits[:, :-1][keep], ids[:, 1:][keep], chunk)
+    head, keep = split_head(model), valid[:, 1:]
+    total, _ = head.loss(head.hidden(ids)[:, :-1][keep], cross_entropy(ids[:, 1:][keep]))
     return Loss(total, keep.sum(), {})

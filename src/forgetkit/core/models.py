@@ -27,6 +27,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import logging as hf_logging
 
 from forgetkit.core.artifacts import hash_file
+from forgetkit.core.attention import use_products
 from forgetkit.core.errors import ForgetkitError
 from forgetkit.settings import ModelSettings
 
@@ -328,6 +329,7 @@ def load_model(
         check_vocabulary(model, load_tokenizer(folder), str(folder))
     model.eval()
     model.config.use_cache = False
+    use_products(model)
     return model
 
 

@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from forgetkit.core.heads import SplitHead
+from forgetkit.core.heads import cross_entropy, split_head
 from forgetkit.core.loop import Loss
 
 
@@ -21,21 +20,16 @@ class _Control:
 
     sign = 1.0
 
-    def __init__(self) -> None:
-        self._split: SplitHead | None = None
-
     def _targets(self, batch: dict[str, Tensor], rows_N: Tensor, vocabulary: int) -> Tensor:
         raise NotImplementedError
 
     def __call__(self, model: Any, batch: dict[str, Tensor]) -> Loss:
         """Loss of one batch (fields: `methods.base.Method`); retain positions carry none."""
-        if self._split is None or self._split.model is not model:
-            self._split = SplitHead(model)
-        rows_N = batch["rows"][~batch["is_retain"]]
-        logits_NV = self._split.logits(self._split.hidden(batch["input_ids"]).flatten(0, 1)[rows_N]).float()
-        targets_N = self._targets(batch, rows_N, logits_NV.shape[-1])
-        total = self.sign * F.cross_entropy(logits_NV, targets_N, reduction="sum")
-        return Loss(total, torch.tensor(float(len(rows_N)), device=total.device), {})
+        head, rows_N = split_head(model), batch["rows"][~batch["is_retain"]]
+        vocabulary = model.get_output_embeddings().weight.shape[0]
+        targets_N = self._targets(batch, rows_N, vocabulary)
+        total, _ = head.loss(head.hidden(batch["input_ids"]).flatten(0, 1)[rows_N], cross_entropy(targets_N))
+        return Loss(self.sign * total, torch.tensor(float(len(rows_N)), device=total.device), {})
 
 
 class GradientAscent(_Control):
