@@ -27,7 +27,7 @@ from forgetkit.core.heads import SplitHead
 from forgetkit.core.models import encode
 from forgetkit.core.progress import Progress
 from forgetkit.corpus.blocks import BlockedCorpus
-from forgetkit.relabel.combine import TopK, generic_logits, hard_labels, salience, soft_labels
+from forgetkit.relabel.combine import TopK, generic_logits, hard_labels, in_space, salience, soft_labels
 from forgetkit.relabel.consistency import (
     LabelPlan,
     Role,
@@ -130,7 +130,8 @@ class Labeller:
             if self.settings.labels == "hard":
                 parts.append(hard_labels(v_NV))
             else:
-                parts.append(soft_labels(v_NV, self.settings.top_k, salience(base_NV, raised_NV)))
+                kept_NV = salience(base_NV, raised_NV, self.settings.space)
+                parts.append(soft_labels(v_NV, self.settings.top_k, kept_NV))
         return self._scatter(blocks, wanted, parts)
 
     @torch.inference_mode()
@@ -139,8 +140,8 @@ class Labeller:
     ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], Tensor, Tensor, Tensor | None]]:
         """Generic predictions at every position that gets a label, `chunk_positions` rows at a time, in order.
 
-        Yields (block in the batch [N], position in the block [N], generic logits float32 [N, V], the baseline's logits
-        [N, V], the reinforced model's [N, V] or None).
+        Yields (block in the batch [N], position in the block [N], generic logits [N, V], the baseline's [N, V], the
+        reinforced model's [N, V] or None); fp32, in the space of the settings.
         """
         wanted = [np.flatnonzero(b.plan.status <= Status.INNER) for b in blocks]
         row_block = np.repeat(np.arange(len(blocks)), [len(w) for w in wanted])
@@ -174,7 +175,7 @@ class Labeller:
         original_BTH: Tensor | None,
         raised_BTH: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Generic, baseline and reinforced logits of N chosen rows (block in the batch, position in the block)."""
+        """Generic, baseline and reinforced values of N chosen rows (block in the batch, position in the block)."""
         source = np.array([blocks[b].plan.source[p] for b, p in zip(row_block, position, strict=True)])
         inner = source < 0
         block_N, position_N = torch.from_numpy(row_block), torch.from_numpy(position)
@@ -184,22 +185,21 @@ class Labeller:
             hidden_NH[inner_N] = original_BTH[block_N[inner_N], position_N[inner_N]]
         raised_NV = None
         if raised_BTH is not None and self.reinforced is not None:
-            raised_NV = self.reinforced.logits(raised_BTH[block_N, position_N])
-        base_NV = self.baseline.logits(hidden_NH)
+            raised_NV = in_space(self.reinforced.logits(raised_BTH[block_N, position_N]), self.settings.space)
+        base_NV = in_space(self.baseline.logits(hidden_NH), self.settings.space)
         v_NV = generic_logits(
             base_NV,
             raised_NV,
             alpha=self.settings.alpha,
-            space=self.settings.space,
             subtract_NV=self._near(blocks, row_block, position)
             if self.settings.subtract == "near_anchors"
             else self.subtract_V,
             largest=self.largest,
         )
         if self.settings.temperature != 1:
-            v_NV = v_NV / self.settings.temperature
+            v_NV.div_(self.settings.temperature)
         self._lower(v_NV, blocks, row_block, position, inner)
-        if not torch.isfinite(v_NV).all():
+        if not torch.isfinite(v_NV.sum()):  # one pass: NaN and infinity survive a sum
             raise ForgetkitError(
                 "the models' logits are not finite",
                 where="labels",

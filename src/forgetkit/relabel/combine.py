@@ -10,46 +10,47 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+Space = Literal["logits", "log_probs"]
+
+
+def in_space(logits_NV: Tensor, space: Space) -> Tensor:
+    """A model's logits in fp32, as they are (paper) or normalised to log-probabilities; [N, V].
+
+    Log-probabilities keep a constant offset between two models' logits from passing for evidence.
+    """
+    return logits_NV.float() if space == "logits" else torch.log_softmax(logits_NV.float(), dim=-1)
+
 
 def generic_logits(
     baseline_NV: Tensor,
     reinforced_NV: Tensor | None,
     *,
     alpha: float,
-    space: Literal["logits", "log_probs"] = "logits",
     subtract_NV: Tensor | None = None,
     largest: int | None = None,
 ) -> Tensor:
-    """`v_generic = v_baseline - alpha * relu(v_reinforced - v_baseline)` (WHP equation 1), in fp32.
+    """`v_generic = v_baseline - alpha * relu(v_reinforced - v_baseline)` (WHP equation 1).
 
     Args:
-        baseline_NV: logits of the baseline on the translated text, at the aligned positions; float [N, V].
-        reinforced_NV: logits of the reinforced model on the original text, same rows; None for the dictionary alone.
+        baseline_NV: the baseline on the translated text, at the aligned positions, in its space; float32 [N, V].
+        reinforced_NV: the reinforced model on the original text, same rows, same space; None for the dictionary alone.
         alpha: strength of the subtraction (paper: 5).
-        space: 'logits' as in the paper, or 'log_probs': both sides are normalised first, so that a constant
-            offset between the two models' logits cannot pass for evidence.
         subtract_NV: bool, [V], [N, 1] or [N, V]; where False nothing is subtracted. None: everywhere, as in the paper.
         largest: subtract only from so many tokens per position, those that gained most. None: from all (paper).
 
     Returns:
-        float32 [N, V], never `baseline_NV` itself. In 'logits' space it is never above `baseline_NV`.
+        float32 [N, V], never `baseline_NV` itself and never above it.
     """
-    v_NV = baseline_NV.float()
-    if space == "log_probs":
-        v_NV = torch.log_softmax(v_NV, dim=-1)
     if reinforced_NV is None or alpha == 0:
         # The caller lowers entries in place, and the baseline's own values are needed after that.
-        return v_NV.clone() if v_NV is baseline_NV else v_NV
-    r_NV = reinforced_NV.float()
-    if space == "log_probs":
-        r_NV = torch.log_softmax(r_NV, dim=-1)
-    gain_NV = torch.relu(r_NV - v_NV)
+        return baseline_NV.clone()
+    gain_NV = (reinforced_NV - baseline_NV).clamp_(min=0)
     if subtract_NV is not None:
-        gain_NV = gain_NV * subtract_NV
+        gain_NV.mul_(subtract_NV)
     if largest is not None:
         kept_NK = gain_NV.topk(min(largest, gain_NV.shape[-1]), dim=-1)
-        gain_NV = torch.zeros_like(gain_NV).scatter_(-1, kept_NK.indices, kept_NK.values)
-    return v_NV - alpha * gain_NV
+        gain_NV.zero_().scatter_(-1, kept_NK.indices, kept_NK.values)
+    return torch.sub(baseline_NV, gain_NV, alpha=alpha)
 
 
 class TopK(NamedTuple):
@@ -81,12 +82,12 @@ def soft_labels(v_NV: Tensor, top_k: int, salience_NV: Tensor | None = None) -> 
     return TopK(ids_NK.gather(-1, order_NK), log_probs_NK, torch.log1p(-kept_N.clamp(max=1 - MIN_REST)))
 
 
-def salience(baseline_NV: Tensor, reinforced_NV: Tensor | None) -> Tensor:
-    """The larger of both models' log-probabilities; float32 [N, V]."""
-    b_NV = torch.log_softmax(baseline_NV.float(), dim=-1)
-    if reinforced_NV is None:
-        return b_NV
-    return torch.maximum(b_NV, torch.log_softmax(reinforced_NV.float(), dim=-1))
+def salience(baseline_NV: Tensor, reinforced_NV: Tensor | None, space: Space) -> Tensor:
+    """The larger of both models' log-probabilities; values as `in_space` gave them, float32 [N, V]."""
+    both = [v for v in (baseline_NV, reinforced_NV) if v is not None]
+    if space == "logits":
+        both = [torch.log_softmax(v, dim=-1) for v in both]
+    return both[0] if len(both) == 1 else torch.maximum(*both)
 
 
 def hard_labels(v_NV: Tensor) -> TopK:

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from forgetkit.relabel.combine import generic_logits, hard_labels, salience, soft_labels
+from forgetkit.relabel.combine import Space, generic_logits, hard_labels, in_space, salience, soft_labels
 
 BASE = torch.tensor([[2.0, 1.0, 0.0]])
 RAISED = torch.tensor([[4.0, 0.5, 0.0]])
@@ -26,11 +26,14 @@ def test_identity_as_minimum_and_upper_bound() -> None:
     assert bool((v <= base).all())
 
 
+def combined(base: torch.Tensor, raised: torch.Tensor, space: Space) -> torch.Tensor:
+    return generic_logits(in_space(base, space), in_space(raised, space), alpha=2)
+
+
 def test_log_probs_are_not_fooled_by_a_constant_offset() -> None:
     shifted = RAISED + 100.0
-    same = generic_logits(BASE, RAISED, alpha=2, space="log_probs")
-    assert torch.allclose(generic_logits(BASE, shifted, alpha=2, space="log_probs"), same, atol=1e-4)
-    assert not torch.allclose(generic_logits(BASE, shifted, alpha=2), generic_logits(BASE, RAISED, alpha=2))
+    assert torch.allclose(combined(BASE, shifted, "log_probs"), combined(BASE, RAISED, "log_probs"), atol=1e-4)
+    assert not torch.allclose(combined(BASE, shifted, "logits"), combined(BASE, RAISED, "logits"))
 
 
 def test_log_probs_by_hand() -> None:
@@ -39,7 +42,7 @@ def test_log_probs_by_hand() -> None:
     lp = [math.log(x / sum(p)) for x in p]
     lq = [math.log(x / sum(q)) for x in q]
     expected = [a - 2 * max(0.0, b - a) for a, b in zip(lp, lq, strict=True)]
-    assert generic_logits(BASE, RAISED, alpha=2, space="log_probs")[0].tolist() == pytest.approx(expected, abs=1e-6)
+    assert combined(BASE, RAISED, "log_probs")[0].tolist() == pytest.approx(expected, abs=1e-6)
 
 
 def test_subtraction_restricted_to_chosen_tokens() -> None:
@@ -71,10 +74,17 @@ def test_a_lowered_token_stays_an_explicit_entry() -> None:
     before = torch.tensor([[math.log(0.7), math.log(0.2), math.log(0.1)]])
     lowered = before - torch.tensor([[6.0, 0.0, 0.0]])
     assert 0 not in soft_labels(lowered, 2).ids_NK[0].tolist()
-    kept = soft_labels(lowered, 2, salience(before, None))
+    kept = soft_labels(lowered, 2, salience(before, None, "log_probs"))
     assert kept.ids_NK.tolist() == [[1, 0]]
     p = lowered.exp() / lowered.exp().sum()
     assert kept.log_probs_NK.exp()[0].tolist() == pytest.approx([float(p[0, 1]), float(p[0, 0])], rel=1e-5)
+
+
+def test_salience_is_the_larger_log_probability_in_either_space() -> None:
+    expected = torch.maximum(torch.log_softmax(BASE, -1), torch.log_softmax(RAISED, -1))
+    for space in ("logits", "log_probs"):
+        values = [in_space(x, space) for x in (BASE, RAISED)]
+        assert torch.equal(salience(*values, space), expected)
 
 
 def test_only_the_largest_gains_are_subtracted() -> None:
