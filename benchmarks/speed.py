@@ -250,12 +250,45 @@ def table(point: dict[str, Any], arms: tuple[str, ...]) -> list[str]:
     for key in (*FASTER, *SMALLER):
         cells = []
         for name in others:
-            pairs = [(a[key], b[key]) for a, b in zip(told["O"], told[name], strict=True)]
-            less = key in SMALLER or key == "end to end"
-            middle, low, high = interval([b / a if less else a / b for a, b in pairs])
+            middle, low, high = ratio(point, key, name)
             cells.append(f"**{middle:.2f}x** ({low:.2f} to {high:.2f})")
         lines.append(f"| {key} | {' | '.join(cells)} |")
     return lines
+
+
+def ratio(point: dict[str, Any], key: str, other: str) -> tuple[float, float, float]:
+    """How many times better forgetkit is than an arm: median over rounds and its interval."""
+    pairs = [(figures(row, "O")[key], figures(row, other)[key]) for row in point["rounds"]]
+    less = key in SMALLER or key == "end to end"
+    return interval([b / a if less else a / b for a, b in pairs])
+
+
+def goals(data: dict[str, Any]) -> list[str]:
+    """What was to be reached on two CPU cores with the demo model; a ratio counts by the lower end of its interval."""
+    point, rows = data["points"]["demo"], list[tuple[str, str, bool]]()
+    for key, other, least in (
+        ("end to end", "D", 3.0),
+        ("end to end", "N", 1.5),
+        ("label tokens/s", "D", 2.5),
+        ("label tokens/s", "N", 2.5),
+        ("peak memory", "D", 2.0),
+        ("peak memory", "N", 2.0),
+    ):
+        middle, low, high = ratio(point, key, other)
+        told = f"{middle:.2f}x ({low:.2f} to {high:.2f})"
+        rows.append((f"{key}: at least {least:g} times better than {other}", told, low >= least))
+    for what, least in (("labelling", 0.55), ("training", 0.45)):
+        share = [figures(row, "O")[f"{what}, share of matrix-product rate"] for row in point["rounds"]]
+        rows.append(
+            (f"{what} at {least:.0%} of the matrix-product rate", f"{np.median(share):.0%}", np.median(share) >= least)
+        )
+    flat = [g["peak"] / 2**20 for g in data["growth"] if g["tokens"] >= 100_000]
+    if len(flat) > 1:
+        told = f"{min(flat):.0f} to {max(flat):.0f} MiB"
+        rows.append(("memory flat from 100,000 to 10 million tokens (within 5%)", told, max(flat) <= 1.05 * min(flat)))
+    return ["", "## Goals", "", "| goal | reached | met |", "|---|---|---|"] + [
+        f"| {goal} | {told} | {'yes' if met else 'no'} |" for goal, told, met in rows
+    ]
 
 
 def page(data: dict[str, Any]) -> str:
@@ -297,6 +330,7 @@ def page(data: dict[str, Any]) -> str:
             f"{g['peak'] / 2**20:.0f} MiB | {g['bytes'] / g['tokens']:.1f} |"
             for g in data["growth"]
         ]
+    lines += goals(data) if "demo" in data["points"] else []
     return "\n".join(lines) + "\n"
 
 
