@@ -29,6 +29,7 @@ from forgetkit import __version__, corpus, finetune, reinforce
 from forgetkit.anchors.build import build_dictionary
 from forgetkit.anchors.dictionary import Dictionary, merge_edits
 from forgetkit.core import artifacts, models
+from forgetkit.core.compact import check_available
 from forgetkit.core.config import dump_settings, settings_from
 from forgetkit.core.errors import ForgetkitError, Interrupted
 from forgetkit.core.provenance import pin_threads, seed_everything, versions
@@ -181,6 +182,8 @@ def _check(context: Context) -> None:
     """
     settings = context.settings
     get_method(settings.finetune.method)
+    for name in ("reinforce", "finetune"):
+        check_available(getattr(settings, name).optimizer, context.device, f"{name}.optimizer")
     for path in (settings.anchors.dictionary, settings.evaluate.anchors):
         if path is not None:
             Dictionary.load(path)

@@ -33,12 +33,14 @@ from transformers.utils import logging as hf_logging
 
 from forgetkit.core.artifacts import hash_json
 from forgetkit.core.checkpoints import Signals, commit_checkpoint, newest_checkpoint
+from forgetkit.core.compact import CompactAdamW, check_available
 from forgetkit.core.errors import ForgetkitError, Interrupted
 from forgetkit.core.optim import MasterAdamW
 from forgetkit.core.progress import Progress, progress
 from forgetkit.settings import TrainSettings
 
 T = TypeVar("T")
+OPTIMIZERS: dict[str, type[MasterAdamW]] = {"adamw": MasterAdamW, "adamw_8bit": CompactAdamW}
 
 
 class Loss(NamedTuple):
@@ -170,10 +172,6 @@ class _Steps(TrainerCallback):  # type: ignore[misc]
         self.window.total = self.window.count = 0.0
         self.window.logs.clear()
 
-    def on_substep_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """After a micro-batch that is not the window's last."""
-        self.optimizer.collect()
-
     def on_pre_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Turn summed gradients into the step's gradient; refuse a non-finite one."""
         self._norm = self.optimizer.normalise(self.window.count, self.plan.settings.clip_norm)
@@ -284,8 +282,9 @@ def train(
     """
     settings = settings.model_copy(update={"learning_rate": learning_rate(settings, model)})
     assert settings.learning_rate is not None
+    check_available(settings.optimizer, str(model.device), "optimizer")
     steps = math.ceil(len(dataset) / (settings.batch_blocks * settings.accumulation))
-    optimizer = MasterAdamW(
+    optimizer = OPTIMIZERS[settings.optimizer](
         [p for p in model.parameters() if p.requires_grad],
         settings.learning_rate,
         weight_decay=settings.weight_decay,
