@@ -126,6 +126,31 @@ def _quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def recomputing(model: PreTrainedModel, wanted: bool) -> Iterator[None]:
+    """Inside, if `wanted`, backward passes in training mode recompute the layers' activations; the bits stay the same.
+
+    Raises ForgetkitError for a model that cannot do it.
+    """
+    if not wanted:
+        yield
+        return
+    # transformers 5.2x changed the name, and warns of the old one
+    name = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    # It makes the embeddings' output require a gradient, by hooks of its own beside any there are.
+    model.disable_input_require_grads()
+    try:
+        getattr(model, f"{name}_checkpointing_enable")({"use_reentrant": False})
+    except ValueError as error:
+        what = f"{model.config.model_type} models cannot recompute activations"
+        raise ForgetkitError(what, "gradient_checkpointing", "set it to false") from error
+    try:
+        yield
+    finally:
+        getattr(model, f"{name}_checkpointing_disable")()
+        model.disable_input_require_grads()
+
+
+@contextlib.contextmanager
 def _same_randomness() -> Iterator[None]:
     """Restore all random states afterwards: what happens inside must not change the training."""
     python, array, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
@@ -323,7 +348,12 @@ def _run(
     plan.folder.mkdir(parents=True, exist_ok=True)
     settings = plan.settings
     name = "constant_with_warmup" if settings.schedule == "constant" else settings.schedule
-    with _quiet(), Signals() as signals, progress(label, steps, "steps") as bar:
+    with (
+        _quiet(),
+        recomputing(model, settings.gradient_checkpointing),
+        Signals() as signals,
+        progress(label, steps, "steps") as bar,
+    ):
         window = _Window()
         callback = _Steps(plan, optimizer, window, signals, bar)
         trainer = _Adapter(
