@@ -294,7 +294,7 @@ def train(
 
     ceil(len(dataset) / (batch_blocks * accumulation)) optimiser steps; each differentiates the sum of totals
     over the sum of counts of its micro-batches. Parameters that require a gradient are trained through fp32
-    masters; at the end all parameters are fp32 and hold those masters, and the model is in eval mode.
+    masters; at the end they are fp32 and hold those masters, and the model is in eval mode.
 
     `folder` belongs to this run: a call with the same arguments continues at its newest verified checkpoint
     and, on a CPU with the same number of threads, ends with the same bits as an undisturbed run. `identity`
@@ -327,9 +327,6 @@ def train(
             ),
         )  # fmt: skip
     optimizer.release()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.data = parameter.data.float()
     model.eval()
     return TrainResult(steps, rows)
 
