@@ -14,7 +14,6 @@ The moments are rounded by bitsandbytes, block by block (Dettmers et al. 2022, a
 from __future__ import annotations
 
 import importlib
-import logging
 from collections.abc import Iterable
 from functools import cache
 from typing import Any
@@ -56,8 +55,6 @@ def join(weight: Tensor, low: Tensor) -> Tensor:
 @cache
 def _library() -> Any:
     """`bitsandbytes.functional`."""
-    # It warns about kernels for 4-bit products, which are not used.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     return importlib.import_module("bitsandbytes.functional")
 
 
