@@ -126,7 +126,7 @@ class Bench:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
-        self.device = resolve_device(options.device)
+        self.device = resolve_device(options.device, torch.bfloat16)
         self.settings: Settings = load_settings(None, options.set, options.preset)
         self.shape, self.steps = options.shape, options.warmup + options.steps
         if self.device.type == "cuda" and options.memory_gib:

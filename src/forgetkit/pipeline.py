@@ -80,7 +80,7 @@ class Context:
     def __init__(self, inputs: Inputs, settings: Settings, run: Path) -> None:
         self.inputs, self.settings, self.run = inputs, settings, run
         self.threads = pin_threads(settings.threads)
-        self.device = str(models.resolve_device(settings.model.device))
+        self.device = str(models.resolve_device(settings.model.device, settings.model.dtype))
         seed_everything(settings.seed)
 
     @cached_property
