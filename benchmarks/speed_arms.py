@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +26,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
+from benchmarks.limits import flops_per_token, gemm_peak, peak_rss, stage_peak
 from forgetkit import finetune, reinforce
 from forgetkit.anchors.dictionary import Dictionary
 from forgetkit.core import models
@@ -81,25 +81,6 @@ class Point:
         """The blocks, translated and aligned; not timed."""
         tokenizer = models.load_tokenizer(self.model)
         return list(prepare_blocks(self.corpus, Dictionary.load(self.folder / "anchors.yaml"), tokenizer, PAPER))
-
-
-# ---- memory ----
-
-
-def peak_rss() -> int:
-    """Largest resident size of this process so far, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def stage_peak(reset: bool = False) -> int:
-    """Largest resident size since the last reset, in bytes; Linux only, elsewhere since the start."""
-    with contextlib.suppress(OSError):
-        if reset:
-            Path("/proc/self/clear_refs").write_text("5")
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM"):
-                return int(line.split()[1]) * 1024
-    return peak_rss()
 
 
 # ---- O: forgetkit ----
@@ -320,33 +301,6 @@ def generation(arm: str, point: Point) -> float:
     return count * NEW / (time.perf_counter() - began)
 
 
-# ---- the limit ----
-
-
-def gemm_peak(point: Point, dtype: torch.dtype, rows: int = 2048, repeats: int = 5) -> float:
-    """FLOP/s of the model's own matrix products, `rows` tokens each, best of `repeats`."""
-    model = load(point.model, dtype)
-    weights = [m.weight.detach() for m in model.modules() if isinstance(m, torch.nn.Linear)]
-    inputs = {width: torch.randn(rows, width).to(dtype) for width in {w.shape[1] for w in weights}}
-    best = float("inf")
-    with torch.inference_mode():
-        for _ in range(repeats + 1):
-            began = time.perf_counter()
-            for weight in weights:
-                torch.nn.functional.linear(inputs[weight.shape[1]], weight)
-            best = min(best, time.perf_counter() - began)
-    return 2 * rows * sum(w.numel() for w in weights) / best
-
-
-def flops_per_token(point: Point, length: int) -> tuple[float, float]:
-    """Forward FLOPs of one token below the head and in it: 2 per weight, and causal attention over `length`."""
-    model = load(point.model, torch.bfloat16)
-    head = model.get_output_embeddings().weight
-    body = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear) and m.weight is not head)
-    config = model.config
-    return 2.0 * body + 2.0 * length * config.hidden_size * config.num_hidden_layers, 2.0 * head.numel()
-
-
 # ---- checks and growth ----
 
 
@@ -475,13 +429,9 @@ def main() -> None:
         told = verify(Point(place))
     elif what == "gemm":
         point = Point(place)
-        body, head = flops_per_token(point, point.corpus.block_tokens)
-        told = {
-            "bf16": gemm_peak(point, torch.bfloat16),
-            "fp32": gemm_peak(point, torch.float32),
-            "body": body,
-            "head": head,
-        }
+        low, full = load(point.model, torch.bfloat16), load(point.model, torch.float32)
+        needed = flops_per_token(low, point.corpus.block_tokens)
+        told = {"bf16": gemm_peak(low), "fp32": gemm_peak(full), "body": needed.body, "head": needed.head}
     elif what.startswith("growth-"):
         told = growth(int(what.removeprefix("growth-")), out)
     else:

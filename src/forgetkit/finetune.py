@@ -6,7 +6,6 @@ Retain blocks, when there are any, travel in the same batches with labels of the
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import shutil
@@ -171,5 +170,5 @@ def run(
 
 def _save_snapshot(model: Any, source: str, out: Path, dtype: torch.dtype, settings: FinetuneSettings) -> None:
     """The weights at one step as a plain model folder; adapters are merged into a copy."""
-    plain = lora.merge(copy.deepcopy(model)) if settings.adapter == "lora" else model
+    plain = lora.merge(model) if settings.adapter == "lora" else model
     save_model(plain, source, out, dtype)

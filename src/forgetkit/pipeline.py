@@ -29,6 +29,7 @@ from forgetkit import __version__, corpus, finetune, reinforce
 from forgetkit.anchors.build import build_dictionary
 from forgetkit.anchors.dictionary import Dictionary, merge_edits
 from forgetkit.core import artifacts, models
+from forgetkit.core.compact import check_available
 from forgetkit.core.config import dump_settings, settings_from
 from forgetkit.core.errors import ForgetkitError, Interrupted
 from forgetkit.core.provenance import pin_threads, seed_everything, versions
@@ -79,7 +80,7 @@ class Context:
     def __init__(self, inputs: Inputs, settings: Settings, run: Path) -> None:
         self.inputs, self.settings, self.run = inputs, settings, run
         self.threads = pin_threads(settings.threads)
-        self.device = str(models.resolve_device(settings.model.device))
+        self.device = str(models.resolve_device(settings.model.device, settings.model.dtype))
         seed_everything(settings.seed)
 
     @cached_property
@@ -181,6 +182,8 @@ def _check(context: Context) -> None:
     """
     settings = context.settings
     get_method(settings.finetune.method)
+    for name in ("reinforce", "finetune"):
+        check_available(getattr(settings, name).optimizer, context.device, f"{name}.optimizer")
     for path in (settings.anchors.dictionary, settings.evaluate.anchors):
         if path is not None:
             Dictionary.load(path)

@@ -59,8 +59,8 @@ def make_plan(inputs: Inputs, settings: Settings) -> dict[str, Any]:
         retain = block_documents(read_paths(inputs.retain, settings.corpus), tokenizer, size)
         retain_blocks = len(retain) * (RETAIN_FOR_EVALUATION - 1) // RETAIN_FOR_EVALUATION
     parameters, vocabulary = parameter_count(inputs.model, settings)
-    device = models.resolve_device(settings.model.device)
     dtype = models.as_dtype(settings.model.dtype)
+    device = models.resolve_device(settings.model.device, dtype)
     rate = gemm_rate(dtype, device) * EFFICIENCY
     ratio = 1 + (settings.finetune.retain_ratio if retain_blocks else 0)
     labelled = len(target) + min(retain_blocks, int(len(target) * settings.relabel.max_retain_ratio))

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from forgetkit.core import compact
+from forgetkit.core.config import load_settings
+from forgetkit.core.errors import ForgetkitError
+from forgetkit.pipeline import Inputs, run
 from tests import toys
 from tests.e2e.tiny import Tiny
 
@@ -65,6 +71,31 @@ def test_unknown_setting_with_a_suggestion(tiny: Tiny, tmp_path: Path) -> None:
         "unknown method 'wph'",
         "did you mean whp",
     )
+    assert not (tmp_path / "r" / "1-corpus").exists(), "found out only after work was done"
+
+
+def test_device_dtype_and_optimizer_that_are_not_there(tiny: Tiny, tmp_path: Path) -> None:
+    arguments = tiny.arguments(tmp_path / "r")
+    if not torch.cuda.is_available():
+        refused(tiny, [*arguments, "--set", "model.device=cuda"], "model.device", "not available", "auto or cpu")
+    refused(tiny, [*arguments, "--set", "model.device=tpu"], "model.device", "cuda")
+    refused(tiny, [*arguments, "--set", "model.dtype=float64"], "model.dtype", "bfloat16")
+    refused(tiny, [*arguments, "--set", "finetune.optimizer=adam"], "finetune.optimizer", "adamw_8bit")
+
+
+def test_an_optimizer_whose_library_is_missing(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes.functional", None)
+    compact._library.cache_clear()
+    with pytest.raises(ForgetkitError) as caught:
+        run(
+            Inputs(str(tiny.model), (tiny.target,)),
+            load_settings(tiny.config, ["reinforce.optimizer=adamw_8bit"]),
+            tmp_path / "r",
+        )
+    compact._library.cache_clear()
+    assert caught.value.exit_code == 2
+    for word in ("reinforce.optimizer", "bitsandbytes", "pip install 'forgetkit[8bit]'"):
+        assert word in str(caught.value)
     assert not (tmp_path / "r" / "1-corpus").exists(), "found out only after work was done"
 
 

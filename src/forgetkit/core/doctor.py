@@ -37,6 +37,7 @@ def checks(folder: Path = Path()) -> list[Check]:
         _gpu(),
         _optional("openai", "anchor extraction by a language model", "pip install 'forgetkit[llm]'"),
         _optional("lm_eval", "the utility tasks of evaluate --suite paper", "pip install 'forgetkit[eval]'"),
+        _optional("bitsandbytes", "the optimizer adamw_8bit", "pip install 'forgetkit[8bit]'"),
         _presets(),
         _demo(),
     ]

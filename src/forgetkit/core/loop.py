@@ -33,12 +33,14 @@ from transformers.utils import logging as hf_logging
 
 from forgetkit.core.artifacts import hash_json
 from forgetkit.core.checkpoints import Signals, commit_checkpoint, newest_checkpoint
+from forgetkit.core.compact import CompactAdamW, check_available
 from forgetkit.core.errors import ForgetkitError, Interrupted
 from forgetkit.core.optim import MasterAdamW
 from forgetkit.core.progress import Progress, progress
 from forgetkit.settings import TrainSettings
 
 T = TypeVar("T")
+OPTIMIZERS: dict[str, type[MasterAdamW]] = {"adamw": MasterAdamW, "adamw_8bit": CompactAdamW}
 
 
 class Loss(NamedTuple):
@@ -124,6 +126,31 @@ def _quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def recomputing(model: PreTrainedModel, wanted: bool) -> Iterator[None]:
+    """Inside, if `wanted`, backward passes in training mode recompute the layers' activations; the bits stay the same.
+
+    Raises ForgetkitError for a model that cannot do it.
+    """
+    if not wanted:
+        yield
+        return
+    # transformers 5.2x changed the name, and warns of the old one
+    name = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    # It makes the embeddings' output require a gradient, by hooks of its own beside any there are.
+    model.disable_input_require_grads()
+    try:
+        getattr(model, f"{name}_checkpointing_enable")({"use_reentrant": False})
+    except ValueError as error:
+        what = f"{model.config.model_type} models cannot recompute activations"
+        raise ForgetkitError(what, "gradient_checkpointing", "set it to false") from error
+    try:
+        yield
+    finally:
+        getattr(model, f"{name}_checkpointing_disable")()
+        model.disable_input_require_grads()
+
+
+@contextlib.contextmanager
 def _same_randomness() -> Iterator[None]:
     """Restore all random states afterwards: what happens inside must not change the training."""
     python, array, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
@@ -169,10 +196,6 @@ class _Steps(TrainerCallback):  # type: ignore[misc]
         """Begin an accumulation window."""
         self.window.total = self.window.count = 0.0
         self.window.logs.clear()
-
-    def on_substep_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """After a micro-batch that is not the window's last."""
-        self.optimizer.collect()
 
     def on_pre_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Turn summed gradients into the step's gradient; refuse a non-finite one."""
@@ -271,7 +294,7 @@ def train(
 
     ceil(len(dataset) / (batch_blocks * accumulation)) optimiser steps; each differentiates the sum of totals
     over the sum of counts of its micro-batches. Parameters that require a gradient are trained through fp32
-    masters; at the end all parameters are fp32 and hold those masters, and the model is in eval mode.
+    masters; at the end they are fp32 and hold those masters, and the model is in eval mode.
 
     `folder` belongs to this run: a call with the same arguments continues at its newest verified checkpoint
     and, on a CPU with the same number of threads, ends with the same bits as an undisturbed run. `identity`
@@ -284,8 +307,9 @@ def train(
     """
     settings = settings.model_copy(update={"learning_rate": learning_rate(settings, model)})
     assert settings.learning_rate is not None
+    check_available(settings.optimizer, str(model.device), "optimizer")
     steps = math.ceil(len(dataset) / (settings.batch_blocks * settings.accumulation))
-    optimizer = MasterAdamW(
+    optimizer = OPTIMIZERS[settings.optimizer](
         [p for p in model.parameters() if p.requires_grad],
         settings.learning_rate,
         weight_decay=settings.weight_decay,
@@ -303,9 +327,6 @@ def train(
             ),
         )  # fmt: skip
     optimizer.release()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.data = parameter.data.float()
     model.eval()
     return TrainResult(steps, rows)
 
@@ -324,7 +345,12 @@ def _run(
     plan.folder.mkdir(parents=True, exist_ok=True)
     settings = plan.settings
     name = "constant_with_warmup" if settings.schedule == "constant" else settings.schedule
-    with _quiet(), Signals() as signals, progress(label, steps, "steps") as bar:
+    with (
+        _quiet(),
+        recomputing(model, settings.gradient_checkpointing),
+        Signals() as signals,
+        progress(label, steps, "steps") as bar,
+    ):
         window = _Window()
         callback = _Steps(plan, optimizer, window, signals, bar)
         trainer = _Adapter(

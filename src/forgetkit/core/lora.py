@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -52,15 +53,18 @@ def attach(model: PreTrainedModel, settings: LoraSettings, name: str = "default"
 
 
 def merge(model: PeftModel) -> PreTrainedModel:
-    """Add the adapters into the weights, in fp32, and return the plain model with all parameters in fp32.
+    """A plain model with the adapters added into the weights: a copy, all in fp32, on the CPU.
 
-    The adapted model is used up; to merge in the middle of a training, merge a `copy.deepcopy` of it.
+    `model` stays as it is. The copy never touches its device: in fp32, 7B parameters would not fit where they were
+    trained.
     """
-    base = model.get_base_model()
-    model.float()
-    base.disable_input_require_grads()
-    merged = model.merge_and_unload()
-    for parameter in merged.parameters():
-        parameter.requires_grad_(True)
-    result: PreTrainedModel = merged
-    return result
+    memo: dict[int, Any] = {}
+    for parameter in model.parameters():
+        copied = torch.nn.Parameter(parameter.detach().to("cpu", torch.float32, copy=True))
+        memo[id(parameter)] = copied
+    for buffer in model.buffers():
+        memo[id(buffer)] = buffer.detach().to("cpu", copy=True)
+    adapted = copy.deepcopy(model, memo)
+    adapted.get_base_model().disable_input_require_grads()
+    merged: PreTrainedModel = adapted.merge_and_unload()
+    return merged

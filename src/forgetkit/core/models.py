@@ -275,8 +275,11 @@ def _silence() -> Iterator[None]:
             hf_logging.enable_progress_bar()
 
 
-def resolve_device(name: str = "auto") -> torch.device:
-    """The device ``name`` means here ('auto': CUDA, else MPS, else CPU); ForgetkitError if absent."""
+def resolve_device(name: str = "auto", dtype: torch.dtype | str = torch.float32) -> torch.device:
+    """The device ``name`` means here ('auto': CUDA, else MPS, else CPU).
+
+    Raises ForgetkitError when there is no such device, or it cannot multiply matrices of ``dtype``.
+    """
     present = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
@@ -286,6 +289,13 @@ def resolve_device(name: str = "auto") -> torch.device:
         name = next(kind for kind, there in present.items() if there)
     if not present.get(name, False):
         raise ForgetkitError(f"device {name!r} is not available here", "model.device", "use auto or cpu")
+    try:
+        # Tried, not looked up: which dtypes work depends on the card, the driver and the build of torch.
+        one = torch.ones(1, 1, device=name).to(as_dtype(dtype))
+        (one @ one).float().item()
+    except (RuntimeError, TypeError) as error:
+        shown = str(as_dtype(dtype)).removeprefix("torch.")
+        raise ForgetkitError(f"{name} cannot compute in {shown} here", "model.dtype", "use float32") from error
     return torch.device(name)
 
 
@@ -295,10 +305,12 @@ def load_model(
     """A causal model in eval mode on the resolved device, in ``dtype`` or else ``settings.dtype``, cache off.
 
     Raises ForgetkitError when it does not exist, is no causal model, needs remote code, has damaged,
-    incomplete or non-finite weights, has fewer embedding rows than its tokenizer has tokens, or does not fit.
+    incomplete or non-finite weights, has fewer embedding rows than its tokenizer has tokens, or does not fit;
+    when there is no such device, or none for this dtype.
     """
     settings = settings or ModelSettings()
-    device = resolve_device(settings.device)
+    chosen = as_dtype(dtype or settings.dtype)
+    device = resolve_device(settings.device, chosen)
     folder = local_folder(source, settings)
     _checked_config(folder)
     for path in _weight_files(folder):
@@ -307,7 +319,7 @@ def load_model(
         with _silence():
             model, info = AutoModelForCausalLM.from_pretrained(
                 folder,
-                dtype=as_dtype(dtype or settings.dtype),
+                dtype=chosen,
                 use_safetensors=True,
                 trust_remote_code=False,
                 local_files_only=True,

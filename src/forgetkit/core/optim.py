@@ -2,7 +2,7 @@
 
 AdamW moves a weight by about the learning rate. At a rate of 1e-6 that is less than half a unit in the last
 place of most bf16 weights, so an update of the bf16 weight itself is rounded away. Here the update is made on
-an fp32 master, and the model's weight is the master, rounded.
+an fp32 master, and the model's weight is the master, rounded. `core.compact` does the same in less memory.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from torch.optim.adamw import adamw
 
 from forgetkit.core.errors import ForgetkitError
 
-_STATE = ("master", "exp_avg", "exp_avg_sq", "step")
-
 
 class MasterAdamW(torch.optim.Optimizer):
     """AdamW (Loshchilov & Hutter 2019) over fp32 masters of parameters of any floating dtype.
@@ -26,7 +24,8 @@ class MasterAdamW(torch.optim.Optimizer):
     State per parameter: `master`, `exp_avg`, `exp_avg_sq` (fp32, of its shape), `step` (fp32 scalar).
     An fp32 parameter is its own master: `master` then shares its storage.
 
-    Gradients of other parameters can be summed in fp32 over several backward passes with `collect`.
+    Gradients of other parameters are summed in fp32 over the backward passes of a step, each as soon as it is made and
+    then freed: a bf16 sum would lose small contributions, and no two of these gradients need be alive at once.
     """
 
     def __init__(
@@ -39,15 +38,28 @@ class MasterAdamW(torch.optim.Optimizer):
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self._sums: dict[Tensor, Tensor] = {}
+        self._hooks = [
+            parameter.register_post_accumulate_grad_hook(self._collect)  # type: ignore[no-untyped-call]
+            for parameter in self._parameters()
+            if parameter.dtype != torch.float32
+        ]
         for parameter in self._parameters():
-            data = parameter.detach()
-            master = data if data.dtype == torch.float32 else data.to(torch.float32)
-            self.state[parameter] = {
-                "master": master,
-                "exp_avg": torch.zeros_like(master),
-                "exp_avg_sq": torch.zeros_like(master),
-                "step": torch.zeros((), dtype=torch.float32, device=master.device),
-            }
+            self.state[parameter] = self._start(parameter.detach())
+
+    def _start(self, weight: Tensor) -> dict[str, Tensor]:
+        """The state before the first step."""
+        master = weight.to(torch.float32)
+        return {
+            "master": master,
+            "exp_avg": torch.zeros_like(master),
+            "exp_avg_sq": torch.zeros_like(master),
+            "step": torch.zeros((), dtype=torch.float32, device=master.device),
+        }
+
+    def master(self, parameter: Tensor) -> Tensor:
+        """The fp32 weight that is trained, of the parameter's shape."""
+        found: Tensor = self.state[parameter]["master"]
+        return found
 
     def _parameters(self) -> Iterator[torch.nn.Parameter]:
         for group in self.param_groups:
@@ -57,19 +69,14 @@ class MasterAdamW(torch.optim.Optimizer):
         return parameter.grad if parameter.dtype == torch.float32 else self._sums.get(parameter)
 
     @torch.no_grad()
-    def collect(self) -> None:
-        """Add the gradients of low-precision parameters to their fp32 sums and clear them.
-
-        Called after every backward pass of an accumulation window; a bf16 sum would lose small contributions.
-        """
-        for parameter in self._parameters():
-            if parameter.grad is None or parameter.dtype == torch.float32:
-                continue
-            if parameter in self._sums:
-                self._sums[parameter].add_(parameter.grad)
-            else:
-                self._sums[parameter] = parameter.grad.to(torch.float32)
-            parameter.grad = None
+    def _collect(self, parameter: Tensor) -> None:
+        """Add a gradient just made to the parameter's fp32 sum, and free it."""
+        assert parameter.grad is not None
+        if parameter in self._sums:
+            self._sums[parameter].add_(parameter.grad)
+        else:
+            self._sums[parameter] = parameter.grad.to(torch.float32)
+        parameter.grad = None
 
     @torch.no_grad()
     def normalise(self, divisor: float, max_norm: float) -> float:
@@ -77,7 +84,6 @@ class MasterAdamW(torch.optim.Optimizer):
 
         Returns the norm after division, before clipping; if that is not finite, nothing is changed.
         """
-        self.collect()
         gradients = [g for p in self._parameters() if (g := self._gradient(p)) is not None]
         if not gradients:
             return 0.0
@@ -93,33 +99,41 @@ class MasterAdamW(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """One update of every parameter that has a gradient. `closure` is not supported."""
         assert closure is None, "MasterAdamW takes no closure"
-        self.collect()
         for group in self.param_groups:
-            used = [p for p in group["params"] if self._gradient(p) is not None]
-            if not used:
-                continue
-            states = [self.state[p] for p in used]
-            beta1, beta2 = group["betas"]
-            fused = all(p.device.type in ("cpu", "cuda", "mps") for p in used)
-            adamw(
-                [s["master"] for s in states],
-                [g for p in used if (g := self._gradient(p)) is not None],
-                [s["exp_avg"] for s in states],
-                [s["exp_avg_sq"] for s in states],
-                [],
-                [s["step"] for s in states],
-                foreach=not fused,
-                fused=fused,
-                amsgrad=False,
-                beta1=beta1,
-                beta2=beta2,
-                lr=group["lr"],
-                weight_decay=group["weight_decay"],
-                eps=group["eps"],
-                maximize=False,
-            )
-            self._publish(used)
+            if used := [p for p in group["params"] if self._gradient(p) is not None]:
+                self._update(group, used)
         self._sums.clear()
+
+    def _update(self, group: dict[str, Any], used: list[Tensor]) -> None:
+        """One update of the masters, and of the weights from them."""
+        gradients = [g for p in used if (g := self._gradient(p)) is not None]
+        self._adamw(group, [self.state[p]["master"] for p in used], gradients, [self.state[p] for p in used])
+        self._publish(used)
+
+    @staticmethod
+    def _adamw(
+        group: dict[str, Any], masters: list[Tensor], gradients: list[Tensor], states: list[dict[str, Tensor]]
+    ) -> None:
+        """Torch's own AdamW on fp32 masters and moments, in place; fused where torch has it."""
+        beta1, beta2 = group["betas"]
+        fused = all(master.device.type in ("cpu", "cuda", "mps") for master in masters)
+        adamw(
+            masters,
+            gradients,
+            [s["exp_avg"] for s in states],
+            [s["exp_avg_sq"] for s in states],
+            [],
+            [s["step"] for s in states],
+            foreach=not fused,
+            fused=fused,
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
 
     def _publish(self, parameters: Iterable[Tensor]) -> None:
         """Round the masters into the model's weights."""
@@ -147,11 +161,11 @@ class MasterAdamW(torch.optim.Optimizer):
             for parameter, key in zip(own["params"], saved["params"], strict=True):
                 entry = state_dict["state"].get(key, {})
                 state = self.state[parameter]
-                for name in _STATE:
+                for name, own_value in state.items():
                     value = entry.get(name)
-                    if value is None or value.dtype != torch.float32 or value.shape != state[name].shape:
+                    if value is None or (value.dtype, value.shape) != (own_value.dtype, own_value.shape):
                         raise problem
-                    state[name].copy_(value)
+                    own_value.copy_(value)
             own.update({k: v for k, v in saved.items() if k != "params"})
             self._publish(own["params"])
         self._sums.clear()
@@ -160,6 +174,9 @@ class MasterAdamW(torch.optim.Optimizer):
     def release(self) -> None:
         """Make every parameter its fp32 master (`param.data = master`); the optimizer is used up."""
         self.zero_grad()
+        for hook in self._hooks:
+            hook.remove()
         for parameter in self._parameters():
-            parameter.data = self.state[parameter]["master"]
-        self.state.clear()
+            parameter.data = self.master(parameter)
+            # At once, so that the fp32 weights of a large model grow while its moments go.
+            del self.state[parameter]

@@ -27,6 +27,7 @@ def test_every_check_is_there_once_and_problems_come_with_a_remedy(
         "gpu",
         "openai",
         "lm_eval",
+        "bitsandbytes",
         "presets",
         "demo",
     ]

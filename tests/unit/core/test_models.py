@@ -278,6 +278,14 @@ def test_devices() -> None:
             resolve_device("cuda")
 
 
+def test_a_dtype_that_the_device_lacks_is_one_line(folder: Path) -> None:
+    for dtype in ("float32", "bfloat16", torch.bfloat16):
+        assert resolve_device("cpu", dtype) == torch.device("cpu")
+    with pytest.raises(ForgetkitError) as caught:  # a CPU stores these floats, and cannot multiply them
+        load_model(folder, CPU, dtype="float8_e8m0fnu")
+    assert str(caught.value) == "model.dtype: cpu cannot compute in float8_e8m0fnu here - use float32"
+
+
 def test_redact() -> None:
     shown = redact("https://u:pw@h/x hf_abcdefgh sk-12345678 Authorization: Bearer abc.def")
     assert shown == "https://***@h/x *** *** Authorization: Bearer ***"
