@@ -28,7 +28,7 @@ from typing import Any
 from forgetkit import __version__, corpus, finetune, reinforce
 from forgetkit.anchors.build import build_dictionary
 from forgetkit.anchors.dictionary import Dictionary, merge_edits
-from forgetkit.core import artifacts, models
+from forgetkit.core import artifacts, lora, models
 from forgetkit.core.compact import check_available
 from forgetkit.core.config import dump_settings, settings_from
 from forgetkit.core.errors import ForgetkitError, Interrupted
@@ -121,10 +121,14 @@ class Context:
         """The dictionary as it stands now, a person's edits included."""
         return Dictionary.load(self.folder("3-anchors") / ANCHORS)
 
-    def reinforced(self) -> Path | None:
-        """The reinforced model's folder, None when there is none (`reinforce.epochs` 0)."""
-        folder = self.folder("2-reinforced") / "model"
-        return folder if folder.exists() else None
+    def pair(self, reinforced: bool) -> tuple[Any, Any | None]:
+        """Baseline and, if `reinforced` and there is one, the reinforced model; one copy of the weights with LoRA."""
+        baseline, folder = self.load_model(self.model), self.folder("2-reinforced")
+        if not reinforced or not (folder / "model").exists():
+            return baseline, None
+        if (folder / "adapter").exists():
+            return lora.pair(baseline, folder / "adapter")
+        return baseline, self.load_model(folder / "model")
 
     def load_model(self, source: str | Path) -> Any:
         """A model in the compute dtype, in eval mode."""
@@ -321,15 +325,16 @@ def _make_reinforced(context: Context, out: Path, work: Path) -> None:
 
 def _make_anchors(context: Context, out: Path, work: Path) -> None:
     target, retain = context.corpus()
-    settings, reinforced = context.settings.anchors, context.reinforced()
+    settings = context.settings.anchors
     needs_models = settings.dictionary is None and (settings.model_signal or settings.rank_counterparts)
+    baseline, reinforced = context.pair(settings.model_signal) if needs_models else (None, None)
     proposed = build_dictionary(
         target,
         retain,
         context.tokenizer,
         settings,
-        baseline=context.load_model(context.model) if needs_models else None,
-        reinforced=context.load_model(reinforced) if needs_models and settings.model_signal and reinforced else None,
+        baseline=baseline,
+        reinforced=reinforced,
         work=work,
         seed=context.settings.seed,
     )
@@ -351,14 +356,14 @@ def _make_labels(context: Context, out: Path, work: Path) -> None:
     settings = context.settings
     train_retain, _ = split_retain(retain)
     labels = work / "labels"  # shards outlive a kill there
-    reinforced = context.reinforced() if settings.relabel.alpha > 0 else None
+    baseline, reinforced = context.pair(settings.relabel.alpha > 0)
     build_labels(
         target,
         train_retain,
         context.dictionary(),
         context.tokenizer,
-        context.load_model(context.model),
-        context.load_model(reinforced) if reinforced else None,
+        baseline,
+        reinforced,
         settings.relabel,
         labels,
         retain_blocks=int(len(target) * settings.relabel.max_retain_ratio) or 1,

@@ -47,6 +47,8 @@ def run(
 ) -> dict[str, Any]:
     """Train a copy of `model_source` on `target`; write `out/model/` (source's dtype), `out/log.jsonl`.
 
+    With LoRA also `out/adapter/`, which the next stages put beside the one copy of the weights they hold.
+
     `work` keeps the checkpoints: the same call continues there. `pad_id` is any id of the vocabulary: padding
     is on the right and carries no loss. `identity`: what guards the checkpoints, see `core.loop.train`.
     Returns steps, blocks and tokens read (epochs counted), loss_first, loss_last (nats per token), seconds.
@@ -70,9 +72,10 @@ def run(
         label="reinforce",
         identity=identity,
     )
-    if settings.adapter == "lora":
-        model = lora.merge(model)
     out.mkdir(parents=True, exist_ok=True)
+    if settings.adapter == "lora":
+        lora.save(model, out / "adapter")
+        model = lora.merge(model)
     save_model(model, model_source, out / "model", source_dtype(model_source, model_settings))
     with (out / "log.jsonl").open("w", encoding="utf-8") as stream:
         stream.writelines(json.dumps(row, allow_nan=False) + "\n" for row in result.log)

@@ -9,7 +9,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from forgetkit import reinforce
+from forgetkit.core import lora
 from forgetkit.core.batches import epoch_order
+from forgetkit.core.models import load_model
 from forgetkit.corpus.blocks import BlockedCorpus, block_documents
 from forgetkit.corpus.readers import Document
 from forgetkit.settings import LoraSettings, ModelSettings, ReinforceSettings
@@ -67,6 +69,13 @@ def test_lora_is_merged_into_a_plain_model(source: Path, target: BlockedCorpus, 
     changed = {n for n in before if not torch.equal(before[n], after[n])}
     assert changed
     assert all("_proj" in n for n in changed)
+    baseline, adapted = lora.pair(load_model(source, MODEL), tmp_path / "o" / "adapter")
+    ids = torch.arange(3, 23)[None]
+    with torch.no_grad():
+        merged = load_model(tmp_path / "o" / "model", MODEL)(input_ids=ids).logits
+        beside, plain = adapted(input_ids=ids).logits, baseline(input_ids=ids).logits
+    # The saved model is rounded to the source's bf16, the adapter is not.
+    assert (beside - merged).norm() < 0.2 * (beside - plain).norm()
 
 
 def test_no_epochs_writes_nothing(source: Path, target: BlockedCorpus, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -68,3 +69,39 @@ def merge(model: PeftModel) -> PreTrainedModel:
     adapted.get_base_model().disable_input_require_grads()
     merged: PreTrainedModel = adapted.merge_and_unload()
     return merged
+
+
+def save(model: PeftModel, folder: Path) -> None:
+    """Write the adapters alone: fp32 safetensors and peft's configuration, without its model card."""
+    model.save_pretrained(str(folder), save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)
+
+
+def pair(baseline: PreTrainedModel, folder: Path) -> tuple[PreTrainedModel, PeftModel]:
+    """(`baseline`, the same with the adapters of `folder`) on one copy of the weights.
+
+    The first is a view that switches the adapters off while it computes; `baseline` itself has them from now on.
+    """
+    adapted = PeftModel.from_pretrained(baseline, str(folder), low_cpu_mem_usage=False).eval()
+    return _Unadapted(adapted), adapted
+
+
+class _Unadapted:
+    """An adapted model as it was before: calls of it, or of its trunk, run without the adapters."""
+
+    def __init__(self, adapted: PeftModel) -> None:
+        self._adapted, self._plain = adapted, adapted.get_base_model()
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._plain, name)
+        return self._off(value) if name == self._plain.base_model_prefix else value
+
+    def __call__(self, *given: Any, **named: Any) -> Any:
+        return self._off(self._plain)(*given, **named)
+
+    def _off(self, compute: Any) -> Any:
+        def computed(*given: Any, **named: Any) -> Any:
+            with self._adapted.disable_adapter():
+                return compute(*given, **named)
+
+        return computed

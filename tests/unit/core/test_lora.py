@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 
 from forgetkit.core.errors import ForgetkitError
-from forgetkit.core.lora import attach, merge
+from forgetkit.core.heads import SplitHead
+from forgetkit.core.lora import attach, merge, pair, save
 from forgetkit.settings import LoraSettings
 from tests import toys
 
@@ -100,3 +102,27 @@ def test_start_depends_on_the_seed_alone() -> None:
 def test_a_pattern_that_matches_nothing_is_a_users_mistake() -> None:
     with pytest.raises(ForgetkitError, match="no layer matches"):
         attach(toys.model(), LoraSettings(target_modules="nothing_like_this"), "student")
+
+
+@pytest.mark.parametrize("family", sorted(toys.FAMILIES))
+def test_one_copy_of_the_weights_plays_both_roles(family: str, tmp_path: Path) -> None:
+    trained = attach(toys.model(family), SETTINGS)
+    _one_step(trained)
+    save(trained, tmp_path / "adapter")
+    assert sorted(p.name for p in (tmp_path / "adapter").iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    plain = toys.model(family)
+    held = {p.data_ptr() for p in plain.parameters()}
+    baseline, reinforced = pair(plain, tmp_path / "adapter")
+    assert {p.data_ptr() for n, p in reinforced.named_parameters() if "lora_" not in n} == held
+    with torch.no_grad():
+        before, after = toys.model(family)(input_ids=IDS).logits, trained.eval()(input_ids=IDS).logits
+        assert not torch.allclose(before, after)
+        for _ in range(2):  # neither role leaves a trace in the other
+            torch.testing.assert_close(reinforced(input_ids=IDS).logits, after)
+            torch.testing.assert_close(baseline(input_ids=IDS).logits, before)
+            for model, logits in ((baseline, before), (reinforced, after)):
+                head = SplitHead(model)
+                torch.testing.assert_close(head.logits(head.hidden(IDS)), logits)
