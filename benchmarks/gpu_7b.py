@@ -163,25 +163,19 @@ class Bench:
             "peak_memory_gib": peak,
         }
 
-    def label(self) -> tuple[dict[str, Any], list[BlockLabels], BlockedCorpus]:
-        """Labels of both models on as many batches as there are steps.
-
-        The package holds two copies of the weights. What one copy would need, with the reinforced model as an adapter
-        on it, is measured too; where two do not fit, the time is that of one copy used twice, and is marked so.
-        """
+    def label(self, arm: str) -> tuple[dict[str, Any], list[BlockLabels], BlockedCorpus]:
+        """Labels of both models on as many batches as there are steps; with LoRA both are one copy of the weights."""
         settings = self.settings.relabel
         corpus = make_corpus(self.steps * settings.batch_blocks, self.options.block, SHAPES[self.shape]["vocab_size"])
         blocks = [make_prepared(corpus, i, settings) for i in range(len(corpus))]
         batches = [blocks[i : i + settings.batch_blocks] for i in range(0, len(blocks), settings.batch_blocks)]
         self._fresh()
-        baseline = reinforced = build(self.shape, self.device)
-        Labeller(baseline, baseline, settings, pad_id=PAD, bos_id=BOS).label(batches[0])
-        one_copy = self._peak()
-        try:
+        baseline = build(self.shape, self.device)
+        if arm == "lora":
+            reinforced: Any = lora.attach(baseline, self.settings.reinforce.lora, seed=SEED).eval()
+            baseline = lora.without_adapters(reinforced)
+        else:
             reinforced = build(self.shape, self.device, SEED + 1)
-            Labeller(baseline, reinforced, settings, pad_id=PAD, bos_id=BOS).label(batches[0])
-        except torch.OutOfMemoryError:
-            reinforced = baseline
         labeller = Labeller(baseline, reinforced, settings, pad_id=PAD, bos_id=BOS)
         labels, times = list[BlockLabels](), list[float]()
         for batch in batches:
@@ -193,8 +187,7 @@ class Bench:
         flops = sum(self._label_flops(batch, labeller) for batch in counted)
         tokens = sum(len(block.ids) for batch in counted for block in batch)
         told = self._told(tokens, sum(times[self.options.warmup :]), flops, flops, 1, self._peak())
-        copies = 1 if reinforced is baseline else 2
-        return told | {"copies_of_the_weights": copies, "peak_memory_gib_of_one_copy": one_copy}, labels, corpus
+        return told | {"copies_of_the_weights": 1 if arm == "lora" else 2}, labels, corpus
 
     def _label_flops(self, batch: Sequence[PreparedBlock], labeller: Labeller) -> float:
         """Both models' forward passes, and a third where positions inside anchors get labels; without padding."""
@@ -275,9 +268,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     Raises ForgetkitError for a device that is not there or a setting that does not exist.
     """
     bench = Bench(options)
-    label, labels, corpus = bench.label()
     arms: dict[str, Any] = {}
     for arm in options.arms.split(","):
+        label, labels, corpus = bench.label(arm)
         stages = {"reinforce": bench.training(arm, "reinforce", labels, corpus), "label": label}
         stages["finetune"] = bench.training(arm, "finetune", labels, corpus)
         arms[arm] = {
@@ -321,12 +314,9 @@ def table(told: dict[str, Any]) -> str:
                 f"{100 * stage['of_gemm_peak']:11.1f}{'yes' if stage.get('gradient_checkpointing') else 'no':>12}"
                 f"{stage['peak_memory_gib']:10.2f}"
             )
-        one = result["stages"]["label"]["peak_memory_gib_of_one_copy"]
+        copies = {1: "one copy", 2: "two copies"}[result["stages"]["label"]["copies_of_the_weights"]]
         lines.append(f"{arm:6}{'in all':10}{result['minutes']:8.2f}{'':35}{result['peak_memory_gib']:10.2f}")
-        if result["stages"]["label"]["copies_of_the_weights"] == 2:
-            lines.append(f"{'':6}labels hold two copies of the weights; one copy would need {one:.2f} GiB")
-        else:
-            lines.append(f"{'':6}two copies of the weights, which labels need today, do not fit: measured with one")
+        lines.append(f"{'':6}labels hold {copies} of the weights")
     lines.append(f"extrapolated from {told['steps']['measured']} steps to {told['target_tokens']:,} target tokens")
     return "\n".join(lines)
 

@@ -82,8 +82,13 @@ def pair(baseline: PreTrainedModel, folder: Path) -> tuple[PreTrainedModel, Peft
 
     The first is a view that switches the adapters off while it computes; `baseline` itself has them from now on.
     """
-    adapted = PeftModel.from_pretrained(baseline, str(folder), low_cpu_mem_usage=False).eval()
-    return _Unadapted(adapted), adapted
+    adapted = PeftModel.from_pretrained(baseline, str(folder)).eval()
+    return without_adapters(adapted), adapted
+
+
+def without_adapters(adapted: PeftModel) -> PreTrainedModel:
+    """A view of the model as it was before adapters were attached; shares its weights."""
+    return _Unadapted(adapted)
 
 
 class _Unadapted:
