@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 from torch.optim.adamw import adamw
 
+from forgetkit.core import distributed
 from forgetkit.core.errors import ForgetkitError
 
 _STATE = ("master", "exp_avg", "exp_avg_sq", "step")
@@ -70,6 +71,32 @@ class MasterAdamW(torch.optim.Optimizer):
             else:
                 self._sums[parameter] = parameter.grad.to(torch.float32)
             parameter.grad = None
+
+    @torch.no_grad()
+    def sum_over_ranks(self) -> None:
+        """Replace every gradient by its sum over all ranks, in fp32; the same bits on each rank.
+
+        A parameter that got a gradient on some ranks only (an expert nobody here was sent to) counts as zero on the
+        others; one that got none anywhere stays without.
+        """
+        self.collect()
+        if distributed.world() == 1:
+            return
+        parameters = list(self._parameters())
+        had = distributed.gather([self._gradient(p) is not None for p in parameters])
+        gradients = []
+        for parameter, anywhere in zip(parameters, map(any, zip(*had, strict=True)), strict=True):
+            if not anywhere:
+                continue
+            gradient = self._gradient(parameter)
+            if gradient is None:
+                gradient = torch.zeros_like(parameter, dtype=torch.float32)
+                if parameter.dtype == torch.float32:
+                    parameter.grad = gradient
+                else:
+                    self._sums[parameter] = gradient
+            gradients.append(gradient)
+        distributed.sum_in_place(gradients)
 
     @torch.no_grad()
     def normalise(self, divisor: float, max_norm: float) -> float:

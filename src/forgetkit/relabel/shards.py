@@ -46,9 +46,14 @@ def id_type(vocab_size: int) -> type[np.uint16] | type[np.int32]:
     return np.uint16 if vocab_size <= np.iinfo(np.uint16).max + 1 else np.int32
 
 
+def shard_file(folder: Path, first_block: int) -> Path:
+    """Where the shard that begins with `first_block` lies."""
+    return folder / f"labels-{first_block:07d}.safetensors"
+
+
 def write_shard(folder: Path, first_block: int, blocks: Sequence[BlockLabels], metadata: dict[str, Any]) -> Path:
     """Write consecutive blocks as one shard; `metadata` (provenance) goes into the file's header."""
-    path = folder / f"labels-{first_block:07d}.safetensors"
+    path = shard_file(folder, first_block)
     lengths = np.array([len(b.status) for b in blocks], np.int64)
     arrays = {name: np.concatenate([getattr(b, name) for b in blocks]) for name in FIELDS}
     partial = path.with_suffix(".partial")
@@ -77,7 +82,7 @@ class LabelShards:
             ) from error
         self.metadata: dict[str, Any] = index["metadata"]
         self._starts = [int(row["first"]) for row in index["shards"]]
-        self._files = [folder / f"labels-{first:07d}.safetensors" for first in self._starts]
+        self._files = [shard_file(folder, first) for first in self._starts]
         self._count = sum(int(row["blocks"]) for row in index["shards"])
         self._open: dict[int, tuple[dict[str, NDArray[np.generic]], NDArray[np.int64]]] = {}
 
