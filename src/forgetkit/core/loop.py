@@ -13,7 +13,6 @@ nothing at all when a loss calls parts of the model (`core.heads`) instead of th
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 import random
 import time
@@ -253,9 +252,16 @@ class _Steps(TrainerCallback):  # type: ignore[misc]
             commit_checkpoint(self.plan.folder / f"checkpoint-{state.global_step}", self.plan.identity)
 
 
+class _Arguments(TrainingArguments):  # type: ignore[misc]
+    @property
+    def place_model_on_device(self) -> bool:
+        """Never: it is there. On several ranks accelerate says cpu:0 for cpu; a move would leave the masters behind."""
+        return False
+
+
 def _arguments(settings: TrainSettings, folder: Path, device: torch.device, seed: int) -> TrainingArguments:
     size, accumulation = distributed.micro_batch(settings.batch_blocks, settings.accumulation, distributed.world())
-    arguments = TrainingArguments(
+    arguments = _Arguments(
         output_dir=str(folder),
         num_train_epochs=1,
         per_device_train_batch_size=size,
@@ -395,8 +401,8 @@ def _run(
         trainer.remove_callback(PrinterCallback)
         trainer.loss_function, trainer.window = loss, window
         trainer.batches = distributed.batches(len(dataset), settings.batch_blocks, settings.accumulation)
-        # Evaluation mode places the model on its device and leaves the wrapper away (reasons: top of this file).
-        trainer.accelerator.prepare_model = functools.partial(trainer.accelerator.prepare_model, evaluation_mode=True)
+        # The model stays where and as it is, without a wrapper (reasons: top of this file).
+        trainer.accelerator.prepare_model = lambda model, **_: model
         # Either tells the Trainer (newer, older) not to divide the loss by the number of micro-batches.
         trainer.loss_is_scaled_for_ga, trainer.compute_loss_func = True, loss
         checkpoint = distributed.from_main(lambda: newest_checkpoint(plan.folder, plan.identity))

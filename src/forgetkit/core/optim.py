@@ -126,6 +126,12 @@ class MasterAdamW(torch.optim.Optimizer):
             if not used:
                 continue
             states = [self.state[p] for p in used]
+            for p, s in zip(used, states, strict=True):
+                # A model moved after this optimizer was made would be trained in name only.
+                moved = p.device != s["master"].device or (
+                    p.dtype == torch.float32 and p.data_ptr() != s["master"].data_ptr()
+                )
+                assert not moved, "the model was moved while it was trained"
             beta1, beta2 = group["betas"]
             fused = all(p.device.type in ("cpu", "cuda", "mps") for p in used)
             adamw(
