@@ -95,6 +95,8 @@ def run(
     """Make MODEL un-read TARGET: every stage, resumable; the model is in OUT/5-unlearned/model."""
     _hush(quiet)
     settings = _settings(config, overrides, preset)
+    if not dry_run:
+        distributed.check_world(settings.world_size)  # before the libraries are loaded
     from forgetkit.pipeline import Inputs
 
     inputs = Inputs(model, tuple(target), tuple(retain or ()))
