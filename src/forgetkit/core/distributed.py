@@ -199,6 +199,7 @@ def started(asked: int, device: str, what: str) -> Iterator[None]:
 def _join(asked: int, device: str) -> None:
     import torch
     from torch import distributed as dist
+    from torch.distributed import PrefixStore  # type: ignore[attr-defined]
     from torch.distributed.rendezvous import rendezvous
 
     local = int(os.environ["LOCAL_RANK"])
@@ -212,6 +213,8 @@ def _join(asked: int, device: str) -> None:
         torch.cuda.set_device(local)
     try:
         store, me, size = next(iter(rendezvous("env://", timeout=MEETING)))
+        # torchrun keeps its store over restarts; what the last attempt left there would be taken for this one's.
+        store = PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
         dist.init_process_group(backend, store=store, rank=me, world_size=size, timeout=PATIENCE)
     except (RuntimeError, ValueError, OSError) as error:

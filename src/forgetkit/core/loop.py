@@ -277,6 +277,7 @@ def _arguments(settings: TrainSettings, folder: Path, device: torch.device, seed
         logging_nan_inf_filter=False,
         disable_tqdm=True,
         log_level="error",
+        log_level_replica="error",
         dataloader_num_workers=0,
         dataloader_pin_memory=device.type == "cuda",
         average_tokens_across_devices=False,
