@@ -134,7 +134,7 @@ def _run_and_tell(inputs: Any, settings: Any, out: Path, as_json: bool) -> None:
     from forgetkit import pipeline
 
     results = pipeline.run(inputs, settings, out, on_event=_say)
-    if not results:  # another rank than 0
+    if not distributed.is_main():
         return
     if as_json:
         _print_json(results)
@@ -262,7 +262,8 @@ def anchors_build(
 
     inputs = pipeline.Inputs(model, tuple(target), tuple(retain or ()))
     pipeline.run(inputs, settings, out, until="3-anchors", on_event=_say)
-    typer.echo(f"edit {out / '3-anchors' / 'anchors.yaml'}, then: forgetkit run with the same arguments")
+    if distributed.is_main():
+        typer.echo(f"edit {out / '3-anchors' / 'anchors.yaml'}, then: forgetkit run with the same arguments")
 
 
 def _dictionary(path: Path) -> Any:

@@ -164,15 +164,15 @@ def run(
         Interrupted: a signal came; what was reached is kept.
     """
     what = artifacts.hash_json([dataclasses.asdict(inputs), out, until, settings, versions()])
-    with distributed.started(settings.world_size, settings.model.device, what):
-        if distributed.is_main():
-            return _lead(inputs, settings, out, until, on_event)
-        context = Context(inputs, settings, out)
-        for stage in STAGES:
-            _assist(stage, context)
-            if stage.name == until:
-                break
-        return {}
+    distributed.join(settings.world_size, settings.model.device, what)
+    if distributed.is_main():
+        return _lead(inputs, settings, out, until, on_event)
+    context = Context(inputs, settings, out)
+    for stage in STAGES:
+        _assist(stage, context)
+        if stage.name == until:
+            break
+    return {}
 
 
 def _lead(

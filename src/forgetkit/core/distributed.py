@@ -10,6 +10,7 @@ tensors on a GPU go over NCCL. Torch is imported when a group is wanted, not bef
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import os
@@ -65,7 +66,7 @@ def rank() -> int:
 
 
 def world() -> int:
-    """The number of processes of this run; 1 before `started`."""
+    """The number of processes of this run; 1 before `join`."""
     return int(dist.get_world_size()) if (dist := _dist()) else 1
 
 
@@ -159,9 +160,8 @@ def alone(command: str, asked: int) -> None:
         raise ForgetkitError(f"{command} runs in one process", "world_size", "start it without the launcher")
 
 
-@contextlib.contextmanager
-def started(asked: int, device: str, what: str) -> Iterator[None]:
-    """Be one of `asked` ranks while the block runs; with 1, do nothing but check.
+def join(asked: int, device: str, what: str) -> None:
+    """Become one of `asked` ranks for the rest of this process' life; with 1, do nothing but check.
 
     Args:
         device: `model.device`; each rank takes the GPU of its local number.
@@ -170,14 +170,11 @@ def started(asked: int, device: str, what: str) -> Iterator[None]:
     Raises:
         ForgetkitError: as `check_world`; the ranks do not meet; more ranks than GPUs; they disagree on `what`.
     """
-    if _dist() is not None and world() == asked:  # a caller's own group
-        yield
-        return
-    check_world(asked)
-    if asked == 1:
-        yield
-        return
-    _join(asked, device)
+    if _dist() is None or world() != asked:  # else a group of the caller's, or of an earlier run
+        check_world(asked)
+        if asked == 1:
+            return
+        _join(asked, device)
     if len(set(gather(what))) > 1:
         raise ForgetkitError(
             "the processes were started with different settings, inputs or versions",
@@ -189,11 +186,6 @@ def started(asked: int, device: str, what: str) -> Iterator[None]:
 
         os.environ[QUIET_VARIABLE] = "1"
         logging.getLogger("forgetkit").setLevel(logging.ERROR)
-    yield
-    # Not after an error: the other ranks are not at this point then, and the process is about to end.
-    barrier()
-    if (dist := _dist()) is not None:
-        dist.destroy_process_group()
 
 
 def _join(asked: int, device: str) -> None:
@@ -217,6 +209,7 @@ def _join(asked: int, device: str) -> None:
         store = PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
         dist.init_process_group(backend, store=store, rank=me, world_size=size, timeout=PATIENCE)
+        atexit.register(dist.destroy_process_group)
     except (RuntimeError, ValueError, OSError) as error:
         place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         reason = (str(error).splitlines() or [""])[0][:200]

@@ -74,39 +74,39 @@ def uneven_gradients() -> list[list[float]]:
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     told: dict[str, Any] = {}
-    with distributed.started(2, "cpu", "the same"):
-        me = distributed.rank()
-        told["gather"] = distributed.gather(me * 10)
-        told["broadcast"] = distributed.broadcast(f"from {me}")
-        told["share"] = list(distributed.share(5))
-        told["uneven"] = uneven_gradients()
-        for kind in ("float32", "bfloat16", "lora"):
-            told[kind] = trajectory(folder / kind, kind)
-        try:
-            trajectory(folder / "broken", "float32", broken_on_one_rank)
-        except ForgetkitError as error:
-            told["broken"] = str(error)
+    distributed.join(2, "cpu", "the same")
+    me = distributed.rank()
+    told["gather"] = distributed.gather(me * 10)
+    told["broadcast"] = distributed.broadcast(f"from {me}")
+    told["share"] = list(distributed.share(5))
+    told["uneven"] = uneven_gradients()
+    for kind in ("float32", "bfloat16", "lora"):
+        told[kind] = trajectory(folder / kind, kind)
+    try:
+        trajectory(folder / "broken", "float32", broken_on_one_rank)
+    except ForgetkitError as error:
+        told["broken"] = str(error)
 
-        def stop(step: int, _: Any) -> None:  # on rank 0 alone, as snapshots are
-            os.kill(os.getpid(), signal.SIGTERM)
+    def stop(step: int, _: Any) -> None:  # on rank 0 alone, as snapshots are
+        os.kill(os.getpid(), signal.SIGTERM)
 
-        try:
-            trajectory(folder / "stopped", "float32", snapshot_steps=[3], on_snapshot=stop)
-        except Interrupted as error:
-            told["stopped"] = error.number
-        told["continued"] = trajectory(folder / "stopped", "float32")
-        told["checkpoints"] = sorted(p.name for p in (folder / "stopped").iterdir())
+    try:
+        trajectory(folder / "stopped", "float32", snapshot_steps=[3], on_snapshot=stop)
+    except Interrupted as error:
+        told["stopped"] = error.number
+    told["continued"] = trajectory(folder / "stopped", "float32")
+    told["checkpoints"] = sorted(p.name for p in (folder / "stopped").iterdir())
+    distributed.barrier()
+    if me == 1:
+        told["tells"] = distributed.tells()
+        (folder / "ranks-1.json").write_text(json.dumps(told))
+        os._exit(0)  # as a rank that met an error of its own, but without a failure that torchrun would act on
+    try:
         distributed.barrier()
-        if me == 1:
-            told["tells"] = distributed.tells()
-            (folder / "ranks-1.json").write_text(json.dumps(told))
-            os._exit(0)  # as a rank that met an error of its own, but without a failure that torchrun would act on
-        try:
-            distributed.barrier()
-        except distributed.Lost as error:
-            told["lost"], told["tells"] = str(error), distributed.tells()
-        (folder / "ranks-0.json").write_text(json.dumps(told))
-        os._exit(0)
+    except distributed.Lost as error:
+        told["lost"], told["tells"] = str(error), distributed.tells()
+    (folder / "ranks-0.json").write_text(json.dumps(told))
+    os._exit(0)
 
 
 if __name__ == "__main__":
