@@ -15,6 +15,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from forgetkit import __version__
+from forgetkit.core import distributed
 from forgetkit.core.errors import ForgetkitError, Interrupted
 
 app = typer.Typer(
@@ -94,6 +95,8 @@ def run(
     """Make MODEL un-read TARGET: every stage, resumable; the model is in OUT/5-unlearned/model."""
     _hush(quiet)
     settings = _settings(config, overrides, preset)
+    if not dry_run:
+        distributed.check_world(settings.world_size)  # before the libraries are loaded
     from forgetkit.pipeline import Inputs
 
     inputs = Inputs(model, tuple(target), tuple(retain or ()))
@@ -131,6 +134,8 @@ def _run_and_tell(inputs: Any, settings: Any, out: Path, as_json: bool) -> None:
     from forgetkit import pipeline
 
     results = pipeline.run(inputs, settings, out, on_event=_say)
+    if not distributed.is_main():
+        return
     if as_json:
         _print_json(results)
         return
@@ -196,6 +201,7 @@ def bench_oz(
     """Unlearn Oz beside a twin that never read it: residuals, distance to retraining, label quality, controls."""
     _hush(quiet)
     settings = _settings(config, overrides, preset)
+    distributed.alone("bench", settings.world_size)
     from forgetkit.bench import ablation, oz
 
     if ablate:
@@ -256,7 +262,8 @@ def anchors_build(
 
     inputs = pipeline.Inputs(model, tuple(target), tuple(retain or ()))
     pipeline.run(inputs, settings, out, until="3-anchors", on_event=_say)
-    typer.echo(f"edit {out / '3-anchors' / 'anchors.yaml'}, then: forgetkit run with the same arguments")
+    if distributed.is_main():
+        typer.echo(f"edit {out / '3-anchors' / 'anchors.yaml'}, then: forgetkit run with the same arguments")
 
 
 def _dictionary(path: Path) -> Any:
@@ -372,6 +379,7 @@ def evaluate(
     """
     _hush(quiet)
     settings = _settings(config, overrides)
+    distributed.alone("evaluate", settings.world_size)
     from forgetkit.standalone import measure
 
     chosen = settings.evaluate.model_copy(
@@ -487,15 +495,23 @@ def main() -> None:
     except ForgetkitError as error:
         if isinstance(error, Interrupted):
             _resume_hint(error.exit_code)
-        typer.echo(f"error: {error}", err=True)
+        if distributed.tells():
+            typer.echo(f"error: {error}", err=True)
+        if distributed.world() > 1:
+            _end(error.exit_code)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         _resume_hint(130)
 
 
 def _resume_hint(code: int) -> NoReturn:
-    command = shlex.join(["forgetkit", *sys.argv[1:]])
-    typer.echo(f"stopped; what was reached is kept. To go on: {command}", err=True)
+    if distributed.tells():
+        command = shlex.join(["forgetkit", *sys.argv[1:]]) if distributed.world() == 1 else "the same launcher command"
+        typer.echo(f"stopped; what was reached is kept. To go on: {command}", err=True)
+    _end(code)
+
+
+def _end(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     # Everything of ours is closed by now. Tearing the interpreter down while a library's threads still run can abort

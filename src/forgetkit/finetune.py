@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from forgetkit.core import lora
+from forgetkit.core import distributed, lora
 from forgetkit.core.batches import epoch_order, pad_blocks
 from forgetkit.core.errors import ForgetkitError
 from forgetkit.core.loop import train
@@ -126,7 +126,7 @@ def run(
 ) -> dict[str, Any]:
     """Fine-tune `source` and write `out/model/`, `out/snapshots/step-N/` and `out/log.jsonl`.
 
-    Snapshots are written to `work` while training, so that a resumed run has them all.
+    Snapshots are written to `work` while training, so that a resumed run has them all. On several ranks rank 0 writes.
 
     Raises:
         ForgetkitError: non-finite loss (the last good checkpoint stays), unknown method, nothing to train on.
@@ -157,6 +157,9 @@ def run(
         on_snapshot=keep,
         identity=identity,
     )
+    told = {"steps": result.steps, "items": len(items), "loss": result.log[-1]["loss"]}
+    if not distributed.is_main():
+        return told
     if settings.adapter == "lora":
         net = lora.merge(net)
     save_model(net, source, out / "model", dtype)
@@ -165,7 +168,7 @@ def run(
         shutil.copytree(work / "snapshots", out / "snapshots", copy_function=os.link)
     with (out / "log.jsonl").open("w") as stream:
         stream.writelines(json.dumps(row, allow_nan=False) + "\n" for row in result.log)
-    return {"steps": result.steps, "items": len(items), "loss": result.log[-1]["loss"]}
+    return told
 
 
 def _save_snapshot(model: Any, source: str, out: Path, dtype: torch.dtype, settings: FinetuneSettings) -> None:

@@ -28,7 +28,7 @@ from typing import Any
 from forgetkit import __version__, corpus, finetune, reinforce
 from forgetkit.anchors.build import build_dictionary
 from forgetkit.anchors.dictionary import Dictionary, merge_edits
-from forgetkit.core import artifacts, lora, models
+from forgetkit.core import artifacts, distributed, lora, models
 from forgetkit.core.compact import check_available
 from forgetkit.core.config import dump_settings, settings_from
 from forgetkit.core.errors import ForgetkitError, Interrupted
@@ -146,6 +146,8 @@ class Stage:
     mutable: tuple[str, ...] = ()
     exact: bool = True
     """Whether dtype, device and threads can change the result's bits."""
+    shared: bool = False
+    """Whether every rank takes part; of the others rank 0 makes all alone, while the rest wait."""
 
 
 def run(
@@ -158,10 +160,30 @@ def run(
 ) -> dict[str, Any]:
     """Run every stage that is not done, in order, up to `until`; returns the evaluation's results ({} without).
 
+    On `settings.world_size` ranks each calls this; rank 0 decides what is to be made, commits it and returns the
+    results, the others take part in the stages that are `shared` and return {}.
+
     Raises:
-        ForgetkitError: any mistake in the inputs; `out` belongs to other inputs or is in use; non-finite numbers.
+        ForgetkitError: any mistake in the inputs; `out` belongs to other inputs or is in use; non-finite numbers;
+            not as many processes as `settings.world_size` says, or they disagree.
         Interrupted: a signal came; what was reached is kept.
     """
+    what = artifacts.hash_json([dataclasses.asdict(inputs), out, until, settings, versions()])
+    distributed.join(settings.world_size, settings.model.device, what)
+    if distributed.is_main():
+        return _lead(inputs, settings, out, until, on_event)
+    context = Context(inputs, settings, out)
+    for stage in STAGES:
+        _assist(stage, context)
+        if stage.name == until:
+            break
+    return {}
+
+
+def _lead(
+    inputs: Inputs, settings: Settings, out: Path, until: str, on_event: Callable[[Event], None]
+) -> dict[str, Any]:
+    """The run, as rank 0 or the only process does it."""
     with artifacts.run_lock(out):
         artifacts.clean_orphans(out)
         _claim(out, inputs)
@@ -187,7 +209,9 @@ def _check(context: Context) -> None:
     settings = context.settings
     get_method(settings.finetune.method)
     for name in ("reinforce", "finetune"):
-        check_available(getattr(settings, name).optimizer, context.device, f"{name}.optimizer")
+        training = getattr(settings, name)
+        check_available(training.optimizer, context.device, f"{name}.optimizer")
+        distributed.micro_batch(training.batch_blocks, training.accumulation, settings.world_size)
     for path in (settings.anchors.dictionary, settings.evaluate.anchors):
         if path is not None:
             Dictionary.load(path)
@@ -210,6 +234,7 @@ def _ensure(stage: Stage, context: Context, on_event: Callable[[Event], None]) -
     parents = stage.needs(context)
     fingerprint = fingerprint_of(stage, context, parents)
     if artifacts.find_complete(context.run, stage.name, fingerprint) is not None:
+        distributed.broadcast(None)
         on_event(Event(stage.name, "kept"))
         return
     on_event(Event(stage.name, "begins"))
@@ -219,16 +244,28 @@ def _ensure(stage: Stage, context: Context, on_event: Callable[[Event], None]) -
         "seed": context.settings.seed,
         "threads": context.threads,
         "device": context.device,
+        "ranks": distributed.world(),
         "versions": versions(),
         "settings": {k: v.model_dump(mode="json") for k, v in parents.items() if isinstance(v, Section)},
     }
     identities = {k: v for k, v in parents.items() if isinstance(v, str)}
     with artifacts.commit(context.run, stage.name, fingerprint, identities, extra, mutable=stage.mutable) as folder:
+        distributed.broadcast((folder, work) if stage.shared else None)
         try:
             stage.make(context, folder, work)
         except KeyboardInterrupt as error:
             raise Interrupted(2) from error
+        if stage.shared:
+            distributed.barrier()
     on_event(Event(stage.name, "done", time.monotonic() - began))
+
+
+def _assist(stage: Stage, context: Context) -> None:
+    """`_ensure` on another rank than 0: take part in the stage exactly when rank 0 makes it and it is `shared`."""
+    places: tuple[Path, Path] | None = distributed.broadcast(None)
+    if places is not None:
+        stage.make(context, *places)
+        distributed.barrier()
 
 
 def fingerprint_of(stage: Stage, context: Context, parents: Mapping[str, Any]) -> str:
@@ -368,6 +405,8 @@ def _make_labels(context: Context, out: Path, work: Path) -> None:
         labels,
         retain_blocks=int(len(target) * settings.relabel.max_retain_ratio) or 1,
     )
+    if not distributed.is_main():
+        return
     write_preview(labels / "preview.json", target, load_labels(labels)[0], context.tokenizer)
     shutil.copytree(labels, out, copy_function=os.link, dirs_exist_ok=True)
 
@@ -485,6 +524,7 @@ STAGES: tuple[Stage, ...] = (
             "reinforce": c.settings.reinforce,
         },
         _make_reinforced,
+        shared=True,
     ),
     Stage(
         "3-anchors",
@@ -508,11 +548,13 @@ STAGES: tuple[Stage, ...] = (
             "relabel": c.settings.relabel,
         },
         _make_labels,
+        shared=True,
     ),
     Stage(
         "5-unlearned",
         lambda c: {"model": c.model_hash, "4-labels": _made(c, "4-labels"), "finetune": c.settings.finetune},
         _make_unlearned,
+        shared=True,
     ),
     Stage(
         "6-evaluation",

@@ -12,11 +12,13 @@ from forgetkit.core import models
 from forgetkit.core.provenance import pin_threads
 from forgetkit.corpus.blocks import block_documents
 from forgetkit.corpus.readers import read_paths
-from forgetkit.pipeline import RETAIN_FOR_EVALUATION, Inputs
+from forgetkit.pipeline import RETAIN_FOR_EVALUATION, STAGES, Inputs
 from forgetkit.settings import Settings, TrainSettings
 
 EFFICIENCY = 0.35
 """Share of the matrix-multiplication peak that a whole stage reaches; an assumption, hence 'rough'."""
+SHARED = frozenset(stage.name for stage in STAGES if stage.shared)
+"""Stages that `world_size` processes divide among them."""
 MASTER_BYTES = 12
 """fp32 master weights and two Adam moments, per trained parameter."""
 
@@ -100,7 +102,10 @@ def make_plan(inputs: Inputs, settings: Settings) -> dict[str, Any]:
         "steps": steps,
         "memory_gb": round(memory / 1e9, 2),
         "disk_gb": round(disk / 1e9, 2),
-        "minutes": {name: round(n * flops / rate / 60, 2) for name, (n, flops) in tokens.items()},
+        "minutes": {
+            name: round(n * flops / rate / 60 / (settings.world_size if name in SHARED else 1), 2)
+            for name, (n, flops) in tokens.items()
+        },
         "rough": f"time assumes {EFFICIENCY:.0%} of the matrix-product rate measured just now",
     }
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from forgetkit.core import lora
+from forgetkit.core import distributed, lora
 from forgetkit.core.batches import epoch_order, lm_loss, pad_blocks
 from forgetkit.core.loop import train
 from forgetkit.core.models import load_model, save_model, source_dtype
@@ -52,7 +52,7 @@ def run(
     `work` keeps the checkpoints: the same call continues there. `pad_id` is any id of the vocabulary: padding
     is on the right and carries no loss. `identity`: what guards the checkpoints, see `core.loop.train`.
     Returns steps, blocks and tokens read (epochs counted), loss_first, loss_last (nats per token), seconds.
-    With 0 epochs nothing is written and {'steps': 0} returned.
+    On several ranks rank 0 writes. With 0 epochs nothing is written and {'steps': 0} returned.
     Raises ForgetkitError on a non-finite loss; Interrupted after a signal.
     """
     order = [int(index) for index in epoch_order(len(target), settings.epochs, seed)]
@@ -72,13 +72,14 @@ def run(
         label="reinforce",
         identity=identity,
     )
-    out.mkdir(parents=True, exist_ok=True)
-    if settings.adapter == "lora":
-        lora.save(model, out / "adapter")
-        model = lora.merge(model)
-    save_model(model, model_source, out / "model", source_dtype(model_source, model_settings))
-    with (out / "log.jsonl").open("w", encoding="utf-8") as stream:
-        stream.writelines(json.dumps(row, allow_nan=False) + "\n" for row in result.log)
+    if distributed.is_main():
+        out.mkdir(parents=True, exist_ok=True)
+        if settings.adapter == "lora":
+            lora.save(model, out / "adapter")
+            model = lora.merge(model)
+        save_model(model, model_source, out / "model", source_dtype(model_source, model_settings))
+        with (out / "log.jsonl").open("w", encoding="utf-8") as stream:
+            stream.writelines(json.dumps(row, allow_nan=False) + "\n" for row in result.log)
     return {
         "steps": result.steps,
         "blocks": len(order),

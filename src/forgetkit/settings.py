@@ -285,6 +285,8 @@ class Settings(Section):
     """Seed of every random choice."""
     threads: int = Field(0, ge=0)
     """CPU threads; 0 = all cores, resolved and recorded. Bit-exact repetition needs the same number."""
+    world_size: int = Field(1, ge=1)
+    """Processes that share the run, as `torchrun` starts them (docs/scale.md). Must be what the launcher made."""
     model: ModelSettings = ModelSettings()
     corpus: CorpusSettings = CorpusSettings()
     reinforce: ReinforceSettings = ReinforceSettings()

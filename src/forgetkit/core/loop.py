@@ -3,6 +3,11 @@
 What the Trainer does not do by itself and is done here: gradients normalised by the true number of positions
 of an accumulation window, a stop before a non-finite update, checkpoints that are believed only when every
 byte has the hash its manifest states, and signals that end the run at a step boundary.
+
+Several ranks (`core.distributed`) take the steps of one process: each computes a part of a step's blocks, then
+gradients and counts are summed once per step, in fp32. There is no DistributedDataParallel wrapper: it averages where
+a sum over unequal counts is needed, sums bf16 gradients in bf16, keeps a second copy of all gradients, and does
+nothing at all when a loss calls parts of the model (`core.heads`) instead of the whole.
 """
 
 from __future__ import annotations
@@ -19,6 +24,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 from transformers import (
     PreTrainedModel,
     PrinterCallback,
@@ -31,6 +37,7 @@ from transformers import (
 )
 from transformers.utils import logging as hf_logging
 
+from forgetkit.core import distributed
 from forgetkit.core.artifacts import hash_json
 from forgetkit.core.checkpoints import Signals, commit_checkpoint, newest_checkpoint
 from forgetkit.core.compact import CompactAdamW, check_available
@@ -77,6 +84,13 @@ class _Window:
         for key, value in loss.logs.items():
             self.logs.setdefault(key, []).append(value)
 
+    def sum_over_ranks(self) -> None:
+        """Make this the window of all ranks, in rank order; the same on each."""
+        windows = distributed.gather((self.total, self.count, self.logs))
+        self.total, self.count = sum(w[0] for w in windows), sum(w[1] for w in windows)
+        names = dict.fromkeys(name for w in windows for name in w[2])
+        self.logs = {name: [value for w in windows for value in w[2].get(name, [])] for name in names}
+
 
 def _non_finite(what: str, step: int) -> ForgetkitError:
     return ForgetkitError(
@@ -86,11 +100,33 @@ def _non_finite(what: str, step: int) -> ForgetkitError:
     )
 
 
+def _zero(model: PreTrainedModel) -> Tensor:
+    some: Tensor = next(p for p in model.parameters() if p.requires_grad)
+    return 0.0 * some.sum()
+
+
+IDLE = "idle"
+"""The only field of a batch without items, which a rank gets when a run's last step has too few for all."""
+
+
 class _Adapter(Trainer):  # type: ignore[misc]
-    """The Trainer with the caller's loss; nothing else is overridden."""
+    """The Trainer with the caller's loss and, on several ranks, their own batches; nothing else is overridden."""
 
     loss_function: Callable[[PreTrainedModel, dict[str, Tensor]], Loss]
     window: _Window
+    batches: list[list[int]]
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """This rank's micro-batches; accelerate's own split repeats items to fill the last batch."""
+        if distributed.world() == 1:
+            loader: DataLoader[Any] = super().get_train_dataloader()
+            return loader
+        return DataLoader(
+            self.train_dataset,
+            batch_sampler=self.batches,
+            collate_fn=lambda items: self.data_collator(items) if items else {IDLE: torch.zeros(1)},
+            pin_memory=self.args.dataloader_pin_memory,
+        )
 
     def compute_loss(
         self,
@@ -100,15 +136,14 @@ class _Adapter(Trainer):  # type: ignore[misc]
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
         """The micro-batch's summed loss; `_Steps` divides the summed gradients by the summed count."""
+        if IDLE in inputs:
+            return _zero(model)
         loss = self.loss_function(model, inputs)
         self.window.add(loss)
-        if not math.isfinite(self.window.total) or not math.isfinite(self.window.count):
-            raise _non_finite("loss", self.state.global_step + 1)
         if loss.total.requires_grad:
             return loss.total
         # A micro-batch without any counted position: zero gradient instead of an error in backward.
-        some: Tensor = next(p for p in model.parameters() if p.requires_grad)
-        return loss.total + 0.0 * some.sum()
+        return loss.total + _zero(model)
 
 
 @contextlib.contextmanager
@@ -182,6 +217,7 @@ class _Steps(TrainerCallback):  # type: ignore[misc]
     def __init__(self, plan: _Plan, optimizer: MasterAdamW, window: _Window, signals: Signals, bar: Progress) -> None:
         self.plan, self.optimizer, self.window, self.signals, self.bar = plan, optimizer, window, signals, bar
         self.rows: list[dict[str, float]] = []
+        self.stopped = 0
         self._norm = self._rate = 0.0
         self._time = time.monotonic()
 
@@ -198,7 +234,11 @@ class _Steps(TrainerCallback):  # type: ignore[misc]
         self.window.logs.clear()
 
     def on_pre_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Turn summed gradients into the step's gradient; refuse a non-finite one."""
+        """Turn summed gradients into the step's gradient; refuse a non-finite one, on all ranks alike."""
+        self.window.sum_over_ranks()
+        if not math.isfinite(self.window.total) or not math.isfinite(self.window.count):
+            raise _non_finite("loss", state.global_step + 1)
+        self.optimizer.sum_over_ranks()
         self._norm = self.optimizer.normalise(self.window.count, self.plan.settings.clip_norm)
         if not math.isfinite(self._norm):
             raise _non_finite("gradient", state.global_step + 1)
@@ -216,26 +256,39 @@ class _Steps(TrainerCallback):  # type: ignore[misc]
         self.rows.append(row)
         state.log_history.append(row)
         self.bar.advance(1, note=f"loss {loss:.3f}")
-        if self.plan.on_snapshot is not None and state.global_step in self.plan.snapshot_steps:
+        due = state.global_step in self.plan.snapshot_steps and distributed.is_main()
+        if self.plan.on_snapshot is not None and due:
             with _same_randomness():
                 self.plan.on_snapshot(state.global_step, model)
             self._time = time.monotonic()
         last = state.global_step >= state.max_steps
         control.should_save = state.global_step % self.plan.settings.checkpoint_steps == 0 and not last
-        if self.signals.number:
+        # A signal reaches ranks at different moments; all are to stop after the same step.
+        self.stopped = max(distributed.gather(self.signals.number))
+        if self.stopped:
             control.should_save = control.should_training_stop = True
 
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """After the Trainer wrote a checkpoint."""
-        commit_checkpoint(self.plan.folder / f"checkpoint-{state.global_step}", self.plan.identity)
+        """After the Trainer wrote a checkpoint: rank 0 the weights and the optimizer, each rank its random state."""
+        distributed.barrier()
+        if distributed.is_main():
+            commit_checkpoint(self.plan.folder / f"checkpoint-{state.global_step}", self.plan.identity)
+
+
+class _Arguments(TrainingArguments):  # type: ignore[misc]
+    @property
+    def place_model_on_device(self) -> bool:
+        """Never: it is there. On several ranks accelerate says cpu:0 for cpu; a move would leave the masters behind."""
+        return False
 
 
 def _arguments(settings: TrainSettings, folder: Path, device: torch.device, seed: int) -> TrainingArguments:
-    arguments = TrainingArguments(
+    size, accumulation = distributed.micro_batch(settings.batch_blocks, settings.accumulation, distributed.world())
+    arguments = _Arguments(
         output_dir=str(folder),
         num_train_epochs=1,
-        per_device_train_batch_size=settings.batch_blocks,
-        gradient_accumulation_steps=settings.accumulation,
+        per_device_train_batch_size=size,
+        gradient_accumulation_steps=accumulation,
         train_sampling_strategy="sequential",
         max_grad_norm=0.0,  # clipped by `_Steps`, after normalisation
         remove_unused_columns=False,
@@ -247,6 +300,7 @@ def _arguments(settings: TrainSettings, folder: Path, device: torch.device, seed
         logging_nan_inf_filter=False,
         disable_tqdm=True,
         log_level="error",
+        log_level_replica="error",
         dataloader_num_workers=0,
         dataloader_pin_memory=device.type == "cuda",
         average_tokens_across_devices=False,
@@ -264,7 +318,9 @@ def run_identity(model: PreTrainedModel, settings: TrainSettings, samples: int, 
     """What a checkpoint must have in common with a run to be continued by it, as one hash."""
     shapes = [[n, list(p.shape), str(p.dtype), p.requires_grad] for n, p in model.named_parameters()]
     kept = settings.model_dump(mode="json", exclude={"checkpoint_steps", "snapshots"})
-    return hash_json({"settings": kept, "samples": samples, "seed": seed, "caller": identity, "parameters": shapes})
+    what = {"settings": kept, "samples": samples, "seed": seed, "caller": identity, "parameters": shapes}
+    # Each rank has a random state and a part of the blocks of its own.
+    return hash_json(what if distributed.world() == 1 else {**what, "ranks": distributed.world()})
 
 
 def learning_rate(settings: TrainSettings, model: PreTrainedModel) -> float:
@@ -301,6 +357,9 @@ def train(
     (say, a fingerprint of model and data) guards against continuing another run's checkpoint.
     `on_snapshot(step, model)` runs after the update of the steps named, and again when such a step is
     repeated after a crash; the model is then in its compute dtype and its weights must be left as found.
+
+    On several ranks every one calls this with the same arguments and a `folder` that all can reach, and ends with
+    the same model; rank 0 writes the checkpoints and takes the snapshots.
 
     Raises ForgetkitError on a non-finite loss or gradient, before the update; Interrupted after SIGINT or
     SIGTERM, when a checkpoint has been written.
@@ -368,11 +427,14 @@ def _run(
         )
         trainer.remove_callback(PrinterCallback)
         trainer.loss_function, trainer.window = loss, window
+        trainer.batches = distributed.batches(len(dataset), settings.batch_blocks, settings.accumulation)
+        # The model stays where and as it is, without a wrapper (reasons: top of this file).
+        trainer.accelerator.prepare_model = lambda model, **_: model
         # Either tells the Trainer (newer, older) not to divide the loss by the number of micro-batches.
         trainer.loss_is_scaled_for_ga, trainer.compute_loss_func = True, loss
-        checkpoint = newest_checkpoint(plan.folder, plan.identity)
+        checkpoint = distributed.from_main(lambda: newest_checkpoint(plan.folder, plan.identity))
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    if signals.number:
-        raise Interrupted(signals.number)
+    if callback.stopped:
+        raise Interrupted(callback.stopped)
     assert trainer.state.global_step == steps, f"{trainer.state.global_step} steps of {steps}"
     return callback.rows

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 from torch.optim.adamw import adamw
 
+from forgetkit.core import distributed
 from forgetkit.core.errors import ForgetkitError
 
 
@@ -79,6 +80,31 @@ class MasterAdamW(torch.optim.Optimizer):
         parameter.grad = None
 
     @torch.no_grad()
+    def sum_over_ranks(self) -> None:
+        """Replace every gradient by its sum over all ranks, in fp32; the same bits on each rank.
+
+        A parameter that got a gradient on some ranks only (an expert nobody here was sent to) counts as zero on the
+        others; one that got none anywhere stays without.
+        """
+        if distributed.world() == 1:
+            return
+        parameters = list(self._parameters())
+        had = distributed.gather([self._gradient(p) is not None for p in parameters])
+        gradients = []
+        for parameter, anywhere in zip(parameters, map(any, zip(*had, strict=True)), strict=True):
+            if not anywhere:
+                continue
+            gradient = self._gradient(parameter)
+            if gradient is None:
+                gradient = torch.zeros_like(parameter, dtype=torch.float32)
+                if parameter.dtype == torch.float32:
+                    parameter.grad = gradient
+                else:
+                    self._sums[parameter] = gradient
+            gradients.append(gradient)
+        distributed.sum_in_place(gradients)
+
+    @torch.no_grad()
     def normalise(self, divisor: float, max_norm: float) -> float:
         """Divide the gradients by `divisor` (0 gives zero gradients), then clip their norm to `max_norm`.
 
@@ -100,9 +126,21 @@ class MasterAdamW(torch.optim.Optimizer):
         """One update of every parameter that has a gradient. `closure` is not supported."""
         assert closure is None, "MasterAdamW takes no closure"
         for group in self.param_groups:
-            if used := [p for p in group["params"] if self._gradient(p) is not None]:
+            used = [p for p in group["params"] if self._gradient(p) is not None]
+            for parameter in used:
+                self._check_place(parameter)
+            if used:
                 self._update(group, used)
         self._sums.clear()
+
+    def _check_place(self, parameter: Tensor) -> None:
+        """A model moved after this optimizer was made would be trained in name only."""
+        state = self.state[parameter]
+        held = state["master"] if "master" in state else state["low"]
+        moved = parameter.device != held.device
+        if parameter.dtype == torch.float32:
+            moved = moved or parameter.data_ptr() != held.data_ptr()
+        assert not moved, "the model was moved while it was trained"
 
     def _update(self, group: dict[str, Any], used: list[Tensor]) -> None:
         """One update of the masters, and of the weights from them."""

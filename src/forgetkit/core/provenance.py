@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 import forgetkit
+from forgetkit.core import distributed
 
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors", "tokenizers", "numpy")
 
@@ -35,13 +36,16 @@ def available_cores() -> int:
 
 
 def pin_threads(threads: int) -> int:
-    """Fix torch's CPU threads (0 = all cores) and choose deterministic algorithms; the resolved number.
+    """Fix torch's CPU threads (0 = all cores, shared among the ranks here) and choose deterministic algorithms.
 
-    Sums differ in the last bit between thread counts, so bit-exact repetition needs the number this returns.
+    Returns the resolved number: sums differ in the last bit between thread counts, so bit-exact repetition needs it.
     """
     assert threads >= 0, threads
-    resolved = threads or available_cores()
+    resolved = threads or max(1, available_cores() // distributed.ranks_here())
     torch.set_num_threads(resolved)
+    if distributed.world() > 1:
+        # Where it is unset, accelerate sets torch's threads to a number of its own.
+        os.environ.setdefault("OMP_NUM_THREADS", str(resolved))
     # read by cuBLAS when the first CUDA context is made; harmless without CUDA
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.benchmark = False

@@ -1,7 +1,8 @@
 """Components 2b-2d of arXiv 2310.02238 over a whole corpus: blocks in, label shards out.
 
 Full-vocabulary logits exist for `chunk_positions` rows at a time, and only for rows that get a label; everything
-else is hidden states of one batch. Shards are written one by one, so a killed run goes on where it stopped.
+else is hidden states of one batch. Shards are written one by one, so a killed run goes on where it stopped. Several
+ranks take whole shards each, cut as in one process: the files are the same bytes for any number of ranks.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor
 from forgetkit.anchors.dictionary import Dictionary
 from forgetkit.anchors.matcher import Match, Matcher
 from forgetkit.anchors.translate import align, translate
+from forgetkit.core import distributed
 from forgetkit.core.batches import pad_blocks
 from forgetkit.core.errors import ForgetkitError
 from forgetkit.core.heads import SplitHead
@@ -35,7 +37,7 @@ from forgetkit.relabel.consistency import (
     plan_block,
     telltale_tokens,
 )
-from forgetkit.relabel.shards import BlockLabels, LabelShards, id_type, write_index, write_shard
+from forgetkit.relabel.shards import INDEX, BlockLabels, LabelShards, id_type, shard_file, write_index, write_shard
 from forgetkit.settings import RelabelSettings
 
 BLOCKS_PER_SHARD = 256
@@ -54,14 +56,24 @@ class PreparedBlock:
     plan: LabelPlan
 
 
+def own_blocks(count: int) -> range:
+    """The blocks whose labels this rank makes, of 0..count-1: whole shards, contiguous; all of them when alone."""
+    shards = distributed.share(-(-count // BLOCKS_PER_SHARD))
+    return range(shards.start * BLOCKS_PER_SHARD, min(shards.stop * BLOCKS_PER_SHARD, count))
+
+
 def prepare_blocks(
-    corpus: BlockedCorpus, dictionary: Dictionary, tokenizer: Any, settings: RelabelSettings
+    corpus: BlockedCorpus,
+    dictionary: Dictionary,
+    tokenizer: Any,
+    settings: RelabelSettings,
+    indices: range | None = None,
 ) -> Iterator[PreparedBlock]:
-    """Translate, tokenise and align block after block (ALGORITHM 2b), in the corpus' order."""
+    """Translate, tokenise and align block after block (ALGORITHM 2b), in the corpus' order; `indices`: only these."""
     matcher = Matcher(dictionary)
     telltale = telltale_tokens(corpus, matcher) if settings.suppress_unseen_anchors > 0 else None
     document, matches = -1, list[Match]()
-    for index in range(len(corpus)):
+    for index in indices if indices is not None else range(len(corpus)):
         block = corpus[index]
         if block.document != document:
             document = block.document
@@ -73,10 +85,10 @@ def prepare_blocks(
         yield PreparedBlock(block.ids, target_ids, plan_block(alignment, target_ids, settings, telltale))
 
 
-def plain_blocks(corpus: BlockedCorpus) -> Iterator[PreparedBlock]:
-    """Blocks as they are, every position labelled by itself: retain text needs no dictionary."""
+def plain_blocks(corpus: BlockedCorpus, indices: range | None = None) -> Iterator[PreparedBlock]:
+    """Blocks as they are, every position labelled by itself: retain text needs no dictionary; `indices`: only these."""
     none, nothing = np.empty(0, np.int32), np.empty(0, np.float32)
-    for index in range(len(corpus)):
+    for index in indices if indices is not None else range(len(corpus)):
         ids = corpus[index].ids
         status = np.full(len(ids), Status.LABEL, np.uint8)
         status[-1] = Status.NO_NEXT
@@ -321,24 +333,27 @@ def write_labels(
     text_only: bool = False,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Label `count` prepared blocks into shards under `folder`; existing shards are kept (resume).
+    """Label a text of `count` blocks into shards under `folder`; existing shards are kept (resume).
+
+    Args:
+        prepared: the blocks `own_blocks(count)`, in order; on several ranks the other ranks label the others.
 
     Returns:
-        counts of positions by status, and bytes on disk.
+        counts of positions by status over all blocks, and bytes on disk; the same on every rank.
     """
     folder.mkdir(parents=True, exist_ok=True)
     metadata = {"relabel": labeller.settings.model_dump(mode="json"), "vocab_size": labeller.vocab_size}
-    shards: dict[int, int] = {}
     statuses: Counter[str] = Counter()
     batch = labeller.settings.batch_blocks
-    for first in range(0, count, BLOCKS_PER_SHARD):
-        size = min(BLOCKS_PER_SHARD, count - first)
+    shards = {first: min(BLOCKS_PER_SHARD, count - first) for first in range(0, count, BLOCKS_PER_SHARD)}
+    mine = own_blocks(count)
+    for first in range(mine.start, mine.stop, BLOCKS_PER_SHARD):
+        size = shards[first]
         blocks = [next(prepared) for _ in range(size)]
         for block in blocks:
             for value, number in zip(*np.unique(block.plan.status, return_counts=True), strict=True):
                 statuses[Status(int(value)).name.lower()] += int(number)
-        shards[first] = size
-        if (folder / f"labels-{first:07d}.safetensors").exists():
+        if shard_file(folder, first).exists():
             progress.advance(size, note="already labelled")
             continue
         labels: list[BlockLabels] = []
@@ -347,8 +362,11 @@ def write_labels(
             labels += [text_labels(b, labeller.vocab_size) for b in some] if text_only else labeller.label(some)
             progress.advance(len(some))
         write_shard(folder, first, labels, metadata)
-    write_index(folder, shards, metadata)
-    size_bytes = sum(p.stat().st_size for p in folder.iterdir())
+    statuses = sum(distributed.gather(statuses), Counter())  # every rank's shards are on disk after this
+    if distributed.is_main():
+        write_index(folder, shards, metadata)
+    distributed.barrier()
+    size_bytes = sum(path.stat().st_size for path in (folder / INDEX, *(shard_file(folder, first) for first in shards)))
     return {"blocks": count, "positions": dict(sorted(statuses.items())), "bytes": size_bytes}
 
 
@@ -366,6 +384,8 @@ def build_labels(
 ) -> dict[str, Any]:
     """Write `out/target/` and, when there is retain text, `out/retain/` label shards and `out/summary.json`.
 
+    On several ranks every one calls this, with an `out` that all can reach.
+
     Args:
         retain_blocks: label only the first so many retain blocks (no more are used in fine-tuning).
 
@@ -377,11 +397,11 @@ def build_labels(
     with_retain = retain is not None and settings.retain != "none"
     n_retain = min(len(retain), retain_blocks or len(retain)) if retain is not None and with_retain else 0
     summary: dict[str, Any] = {}
-    with Progress("labels", len(target) + n_retain, "blocks") as progress:
+    with Progress("labels", len(own_blocks(len(target))) + len(own_blocks(n_retain)), "blocks") as progress:
         labeller = Labeller(
             baseline, reinforced, settings, pad_id=pad_id, bos_id=target.bos_id, anchor_tokens=anchor_tokens
         )
-        prepared = prepare_blocks(target, dictionary, tokenizer, settings)
+        prepared = prepare_blocks(target, dictionary, tokenizer, settings, own_blocks(len(target)))
         summary["target"] = write_labels(prepared, len(target), labeller, out / "target", progress=progress)
         labelled = sum(summary["target"]["positions"].get(k, 0) for k in ("label", "inner"))
         if labelled == 0:
@@ -393,14 +413,15 @@ def build_labels(
         if retain is not None and n_retain:
             plain = Labeller(baseline, None, _retain_settings(settings), pad_id=pad_id, bos_id=retain.bos_id)
             summary["retain"] = write_labels(
-                plain_blocks(retain),
+                plain_blocks(retain, own_blocks(n_retain)),
                 n_retain,
                 plain,
                 out / "retain",
                 text_only=settings.retain == "lm",
                 progress=progress,
             )
-    (out / "summary.json").write_text(json.dumps(summary, indent=1, allow_nan=False))
+    if distributed.is_main():
+        (out / "summary.json").write_text(json.dumps(summary, indent=1, allow_nan=False))
     return summary
 
 

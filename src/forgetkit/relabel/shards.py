@@ -46,9 +46,14 @@ def id_type(vocab_size: int) -> type[np.uint16] | type[np.int32]:
     return np.uint16 if vocab_size <= np.iinfo(np.uint16).max + 1 else np.int32
 
 
+def shard_file(folder: Path, first_block: int) -> Path:
+    """Where the shard that begins with `first_block` lies."""
+    return folder / f"labels-{first_block:07d}.safetensors"
+
+
 def write_shard(folder: Path, first_block: int, blocks: Sequence[BlockLabels], metadata: dict[str, Any]) -> Path:
     """Write consecutive blocks as one shard; `metadata` (provenance) goes into the file's header."""
-    path = folder / f"labels-{first_block:07d}.safetensors"
+    path = shard_file(folder, first_block)
     lengths = np.array([len(b.status) for b in blocks], np.int64)
     arrays = {name: np.concatenate([getattr(b, name) for b in blocks]) for name in FIELDS}
     partial = path.with_suffix(".partial")
@@ -77,9 +82,9 @@ class LabelShards:
             ) from error
         self.metadata: dict[str, Any] = index["metadata"]
         self._starts = [int(row["first"]) for row in index["shards"]]
-        self._files = [folder / f"labels-{first:07d}.safetensors" for first in self._starts]
+        self._files = [shard_file(folder, first) for first in self._starts]
         self._count = sum(int(row["blocks"]) for row in index["shards"])
-        self._open: dict[int, tuple[dict[str, NDArray[np.generic]], NDArray[np.int64]]] = {}
+        self._open: dict[int, tuple[Any, NDArray[np.int64]]] = {}
 
     def __len__(self) -> int:
         return self._count
@@ -88,14 +93,13 @@ class LabelShards:
         if not 0 <= block < self._count:
             raise IndexError(block)
         shard = int(np.searchsorted(self._starts, block, side="right")) - 1
-        arrays, edges = self._shard(shard)
+        file, edges = self._shard(shard)
         low, high = edges[block - self._starts[shard]], edges[block - self._starts[shard] + 1]
-        return BlockLabels(**{name: arrays[name][low:high] for name in FIELDS})  # type: ignore[arg-type]
+        # Rows alone: a shard's arrays, once fetched whole, would stay; a corpus of 1e9 tokens has 260 GB of them.
+        return BlockLabels(**{name: file.get_slice(name)[low:high] for name in FIELDS})
 
-    def _shard(self, number: int) -> tuple[dict[str, NDArray[np.generic]], NDArray[np.int64]]:
+    def _shard(self, number: int) -> tuple[Any, NDArray[np.int64]]:
         if number not in self._open:
-            with safe_open(str(self._files[number]), framework="numpy") as file:
-                arrays = {name: file.get_tensor(name) for name in FIELDS}
-                edges = np.concatenate([[0], np.cumsum(file.get_tensor("lengths"))])
-            self._open[number] = (arrays, edges)
+            file: Any = safe_open(str(self._files[number]), framework="numpy")
+            self._open[number] = (file, np.concatenate([[0], np.cumsum(file.get_tensor("lengths"))]))
         return self._open[number]
