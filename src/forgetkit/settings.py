@@ -84,6 +84,10 @@ class TrainSettings(Section):
     """Train all weights, or low-rank adapters that are merged before saving."""
     lora: LoraSettings = LoraSettings()
     """Adapter shape, used when `adapter` is 'lora'."""
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    """'adamw_8bit': the same fp32 masters, kept as bf16 weight and 16 low bits, with moments in 8 bits."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, a forward pass more."""
     checkpoint_steps: int = Field(50, ge=1)
     """A resumable checkpoint every so many optimiser steps."""
 
