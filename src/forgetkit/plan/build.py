@@ -9,7 +9,8 @@ from typing import Any
 from forgetkit.core import models
 from forgetkit.plan.fit import SECTIONS, USABLE, Case, Machine, shortage
 from forgetkit.plan.rates import Clock, Rates, TooNoisy, calibrate
-from forgetkit.plan.work import Plan, Texts, find_terms, micro_rows
+from forgetkit.plan.shape import micro_rows
+from forgetkit.plan.work import Plan, Texts, find_terms
 from forgetkit.settings import Settings
 
 WITH_MODELS = ("2-reinforced", "3-anchors", "4-labels", "5-unlearned", "6-evaluation")
@@ -45,7 +46,7 @@ def make_plan(
     work = plan.stages()
     room = int(machine.free * USABLE)
     problems = {s: p for s in WITH_MODELS if (p := shortage(case, s, machine, room)) is not None}
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, one in work.items():
         need = case.need(name) if name in WITH_MODELS else None
         rows.append(

@@ -14,8 +14,8 @@ from forgetkit.core import models
 from forgetkit.core.errors import ForgetkitError
 from forgetkit.plan import memory
 from forgetkit.plan.memory import Need
-from forgetkit.plan.shape import Shape, read_config, trained_parameters
-from forgetkit.settings import FinetuneSettings, Settings, TrainSettings
+from forgetkit.plan.shape import Shape, micro_rows, read_config, trained_parameters
+from forgetkit.settings import Settings, TrainSettings
 
 USABLE = 0.9
 """Share of the free memory that a plan counts on; allocators and other programs take the rest."""
@@ -64,6 +64,9 @@ class Case:
         self.config, self.settings = read_config(folder), settings
         self.tokens, self.with_retain = tokens, with_retain
         self.dtype = models.as_dtype(settings.model.dtype)
+        self._steps = dict[str, int]()
+        self._needs = dict[str, Need]()
+        self._trained = dict[str, int]()
 
     @cached_property
     def shape(self) -> Shape:
@@ -72,24 +75,41 @@ class Case:
 
     def trained(self, settings: TrainSettings) -> int:
         """Parameters that a training changes."""
-        return self.shape.parameters if settings.adapter == "full" else trained_parameters(self.config, settings)
+        if settings.adapter == "full":
+            return self.shape.parameters
+        key = settings.lora.model_dump_json()
+        if key not in self._trained:
+            self._trained[key] = trained_parameters(self.config, settings)
+        return self._trained[key]
 
     def training(self, settings: TrainSettings) -> Need:
         """What a training needs under these settings, which may differ from the case's own."""
-        ratio = settings.retain_ratio if isinstance(settings, FinetuneSettings) and self.with_retain else 0.0
-        relabel = self.settings.relabel
         return memory.training(
-            self.config,
             self.dtype,
             settings,
-            settings.batch_blocks + round(settings.batch_blocks * ratio),
-            self.tokens,
-            kept=1 if relabel.labels == "hard" else min(relabel.top_k, self.shape.vocabulary - 1),
             all_parameters=self.shape.parameters,
             trained=self.trained(settings),
+            step=self._step(settings),
         )
 
+    def _step(self, settings: TrainSettings) -> int:
+        """`memory.training_step` of these settings; kept, as ways to train share it."""
+        rows = micro_rows(settings, with_retain=self.with_retain)
+        relabel = self.settings.relabel
+        kept = 1 if relabel.labels == "hard" else min(relabel.top_k, self.shape.vocabulary - 1)
+        fields = {"adapter", "lora", "gradient_checkpointing"}
+        key = f"{type(settings).__name__} {rows} {settings.model_dump_json(include=fields)}"
+        if key not in self._steps:
+            self._steps[key] = memory.training_step(self.config, self.dtype, settings, rows, self.tokens, kept)
+        return self._steps[key]
+
     def need(self, stage: str) -> Need:
+        """`Need` of a stage, found once."""
+        if stage not in self._needs:
+            self._needs[stage] = self._need(stage)
+        return self._needs[stage]
+
+    def _need(self, stage: str) -> Need:
         """What a stage needs on the device, the program itself left out."""
         settings, parameters, vocabulary = self.settings, self.shape.parameters, self.shape.vocabulary
         if stage in TRAINING:

@@ -30,20 +30,20 @@ FP32 = 4
 MASTER = {"adamw": {2: 12, 4: 8}, "adamw_8bit": {2: 4, 4: 2}}
 """Bytes per trained parameter beside its weight of 2 or 4 bytes: fp32 masters (an fp32 weight is its own; with
 `adamw_8bit` the 16 bits that bf16 leaves out) and two moments (fp32, or 8 bits)."""
-DEEP = 16
+DEEP = 8
 """Layers up to which a training step is followed layer by layer. A pass without gradients holds one layer's states at a
 time, whatever the depth: two layers are enough."""
 SIGNAL_BLOCKS = 8
 """Blocks whose logits `anchors.signal` holds at one time."""
 
 
-class Peak(TorchDispatchMode):
+class Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Bytes of all storages that operations make while it is active: alive now, and at most at one time."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.alive = self.most = 0
-        self._sizes: dict[int, int] = {}
+        self._sizes = dict[int, int]()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -88,7 +88,7 @@ def _peak(net: Any, work: Callable[[Any], None]) -> int:
         net = _without_values(net, mode)
         with Peak() as peak:
             work(net)
-    return peak.most
+    return int(peak.most)
 
 
 def _parts(net: Any) -> tuple[Any, Any]:
@@ -128,14 +128,15 @@ def _training_step(config: Any, dtype: torch.dtype, settings: TrainSettings, row
         chosen = torch.zeros(rows * (tokens - 1), dtype=torch.long)
         if not isinstance(settings, FinetuneSettings):
             logits = head(hidden)
-            cross_entropy_sum(logits.flatten(0, 1)[chosen], chosen).backward()
+            total = cross_entropy_sum(logits.flatten(0, 1)[chosen], chosen)
         elif kept == 1:
             logits = head(hidden.flatten(0, 1)[chosen])
-            F.cross_entropy(logits.float(), chosen, reduction="none").sum().backward()
+            total = F.cross_entropy(logits.float(), chosen, reduction="none").sum()
         else:
             logits = head(hidden.flatten(0, 1)[chosen])
             values = torch.zeros(len(chosen), kept)
-            label_divergence(logits, values.long(), values, values[:, 0], 1.0).sum().backward()
+            total = label_divergence(logits, values.long(), values, values[:, 0], 1.0).sum()
+        torch.autograd.backward(total)
 
     return _peak(net, work)
 
@@ -191,23 +192,19 @@ class Need:
 
 
 def training(
-    config: Any,
     dtype: torch.dtype,
     settings: TrainSettings,
-    rows: int,
-    tokens: int,
     *,
-    kept: int = 64,
     all_parameters: int,
     trained: int,
+    step: int,
 ) -> Need:
-    """A training stage. `rows`: blocks in a micro-batch, retain blocks included."""
+    """A training stage; `step` is its `training_step`."""
     width = dtype.itemsize
     own = FP32 if settings.adapter == "lora" else width  # adapters are fp32 whatever the model is
     frozen = all_parameters if settings.adapter == "lora" else 0
     sums = FP32 * trained if own != FP32 else 0
     optimizer = MASTER[settings.optimizer][own] * trained
-    step = training_step(config, dtype, settings, rows, tokens, kept)
     # With one micro-batch a step the sums are made when the activations are gone.
     collected = sums if settings.accumulation > 1 else 0
     weights = frozen * width + trained * own

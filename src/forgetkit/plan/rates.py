@@ -186,7 +186,7 @@ class Bench:
                 total = loss(net, self._labelled(ids, kept)).total
             else:
                 total = lm_loss(net, {"input_ids": ids, "valid": valid}).total
-            total.backward()
+            torch.autograd.backward(total)
             net.zero_grad(set_to_none=True)
             net.eval()
             return int(valid.sum())

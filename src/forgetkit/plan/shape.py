@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from forgetkit.core import lora
-from forgetkit.settings import TrainSettings
+from forgetkit.settings import FinetuneSettings, TrainSettings
 
 
 def read_config(folder: Path) -> Any:
@@ -139,3 +139,9 @@ def trained_parameters(config: Any, training: TrainSettings) -> int:
 def optimizer_steps(blocks: int, settings: TrainSettings) -> int:
     """Optimiser steps of a training on `blocks` target blocks."""
     return math.ceil(blocks * settings.epochs / (settings.batch_blocks * settings.accumulation))
+
+
+def micro_rows(settings: TrainSettings, *, with_retain: bool) -> int:
+    """Blocks in a micro-batch, retain blocks included."""
+    extra = settings.retain_ratio if isinstance(settings, FinetuneSettings) and with_retain else 0.0
+    return settings.batch_blocks + round(settings.batch_blocks * extra)

@@ -85,12 +85,6 @@ class Work:
     """Bytes it leaves on disk."""
 
 
-def micro_rows(settings: TrainSettings, *, with_retain: bool) -> int:
-    """Blocks in a micro-batch, retain blocks included."""
-    extra = settings.retain_ratio if isinstance(settings, FinetuneSettings) and with_retain else 0.0
-    return settings.batch_blocks + round(settings.batch_blocks * extra)
-
-
 class Plan:
     """The stages' work for one model, one set of texts and one set of settings."""
 
