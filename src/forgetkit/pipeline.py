@@ -32,6 +32,7 @@ from forgetkit.anchors.dictionary import Dictionary, merge_edits
 from forgetkit.core import artifacts, models
 from forgetkit.core.config import dump_settings, settings_from
 from forgetkit.core.errors import ForgetkitError, Interrupted
+from forgetkit.core.heap import give_back
 from forgetkit.core.provenance import pin_threads, seed_everything, versions
 from forgetkit.corpus.blocks import BlockedCorpus, block_documents
 from forgetkit.corpus.readers import input_files, read_paths
@@ -227,6 +228,7 @@ def _ensure(stage: Stage, context: Context, on_event: Callable[[Event], None]) -
             stage.make(context, folder, work)
         except KeyboardInterrupt as error:
             raise Interrupted(2) from error
+    give_back()
     on_event(Event(stage.name, "done", time.monotonic() - began))
 
 

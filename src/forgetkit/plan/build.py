@@ -55,7 +55,7 @@ def make_plan(
                 "tokens": one.tokens,
                 "steps": one.steps,
                 "flops": one.flops,
-                "memory_bytes": machine.program + (need.total if need else 0),
+                "memory_bytes": machine.program if need is None else machine.bytes_for(need),
                 "memory_parts": {} if need is None else {k: v for k, v in vars(need).items() if v},
                 "written_bytes": round(one.written),
                 "fits": name not in problems,
@@ -81,7 +81,7 @@ def make_plan(
         "seconds": None if rates is None else sum(one.seconds(rates) for one in work.values()),
         "time_withheld": withheld,
         "not_counted": _not_counted(settings),
-        "ways_to_finetune": _ways(case, plan, machine, rates, settings),
+        "ways_to_finetune": _ways(case, plan, machine, rates, room),
         "problems": [str(problem) for problem in problems.values()],
         "recommended": _recommended(case, machine, tuple(problems), room),
         "micro_batch_blocks": micro_rows(settings.finetune, with_retain=with_retain),
@@ -97,19 +97,19 @@ def _rates(
         return None, str(error)
 
 
-def _ways(case: Case, plan: Plan, machine: Machine, rates: Rates | None, settings: Settings) -> list[dict[str, Any]]:
+def _ways(case: Case, plan: Plan, machine: Machine, rates: Rates | None, room: int) -> list[dict[str, Any]]:
     """The fine-tune in every way that could be chosen; only the run's own way was timed, the others go by FLOPs."""
     rows = []
     for name, changes in WAYS.items():
-        chosen = settings.finetune.model_copy(update=changes)
+        chosen = case.settings.finetune.model_copy(update=changes)
         work, need = plan.unlearned(chosen), case.training(chosen)
         rows.append(
             {
                 "way": name,
                 "trained": case.trained(chosen),
                 "flops": work.flops,
-                "memory_bytes": machine.program + need.total,
-                "fits": machine.program + need.total <= machine.free * USABLE,
+                "memory_bytes": machine.bytes_for(need),
+                "fits": machine.bytes_for(need) <= room,
                 "seconds": None if rates is None else work.seconds(rates),
             }
         )
@@ -120,7 +120,7 @@ def _recommended(case: Case, machine: Machine, problems: tuple[str, ...], room: 
     """Settings that make every stage fit, [] where all do as they are; None where nothing that can be set helps."""
     found: list[str] = []
     for stage in problems:
-        remedy = case.remedy(stage, room - machine.program)
+        remedy = case.remedy(stage, machine, room)
         if remedy is None:
             return None
         found += remedy

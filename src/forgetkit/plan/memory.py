@@ -151,7 +151,9 @@ def label_batch(config: Any, dtype: torch.dtype, settings: RelabelSettings, rows
         chosen = torch.zeros(min(settings.chunk_positions, rows * tokens), dtype=torch.long)
         base = head(states[0].flatten(0, 1)[chosen])
         raised = head(states[2].flatten(0, 1)[chosen]) if settings.alpha > 0 else None
-        v = generic_logits(base, raised, alpha=settings.alpha, space=settings.space) / settings.temperature
+        log_v = generic_logits(base, raised, alpha=settings.alpha, space=settings.space)
+        v = log_v / settings.temperature
+        torch.isfinite(v)
         if settings.labels == "hard":
             hard_labels(v)
         else:
@@ -162,10 +164,11 @@ def label_batch(config: Any, dtype: torch.dtype, settings: RelabelSettings, rows
 
 
 def forward_pass(config: Any, dtype: torch.dtype, rows: int, tokens: int) -> int:
-    """Most bytes alive in a forward pass with all logits, beyond the weights."""
+    """Most bytes alive in a forward pass whose logits are all kept and looked through, beyond the weights."""
 
     def work(net: Any) -> None:
-        net(input_ids=torch.zeros(rows, tokens, dtype=torch.long), use_cache=False)
+        logits = net(input_ids=torch.zeros(rows, tokens, dtype=torch.long), use_cache=False).logits
+        torch.isfinite(logits)  # as `evaluate.extraction` asks of all of them at once
 
     with torch.no_grad():
         return _peak(skeleton(with_layers(config, 2), dtype), work)
@@ -186,9 +189,14 @@ class Need:
     """What the stage needs at another moment, if that is more: merging adapters, writing weights."""
 
     @property
+    def held(self) -> int:
+        """Bytes that stay from one step to the next."""
+        return self.weights + self.optimizer + self.gradients
+
+    @property
     def total(self) -> int:
         """Bytes at the fullest moment."""
-        return max(self.weights + self.optimizer + self.gradients + self.step, self.least)
+        return max(self.held + self.step, self.least)
 
 
 def training(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ Clock = Callable[[], float]
 NOISE_LIMIT = 0.25
 """Most that the middle half of repeated timings may span, as a share of their median. The plan promises its times
 within 25%; measurements that differ by more among themselves cannot keep that."""
-BUDGET = 0.2
+BUDGET = 0.3
 """Seconds of timing per kind of work; there are eight kinds."""
 LEAST, MOST = 3, 9
 """Repetitions after the warm-up."""
@@ -159,7 +160,8 @@ class Bench:
         run(1)
         began = self.clock()
         run(1)
-        rows = max(1, min(rows, len(self.sample), int(BUDGET / LEAST / max(self.clock() - began, 1e-6))))
+        affordable = math.ceil(BUDGET / LEAST / max(self.clock() - began, 1e-6))
+        rows = max(1, min(rows, len(self.sample), affordable))
         tokens = run(rows)
         return timed(lambda: run(rows), what, self.clock) / tokens
 

@@ -26,7 +26,7 @@ EXTRACT_CHARACTERS = 200_000
 RANKED_TOKENS = 6 * 4 * 35
 """Tokens read to choose one term's counterpart: proposals, contexts of each, their usual length in tokens."""
 PLACES_PER_ANCHOR = 10
-REPORT_SECONDS = 1.5
+REPORT_SECONDS = 1.0
 """Drawing the page takes about as long whatever the run's size (measured on one core)."""
 WRITTEN_PER_SECOND = 500e6
 """Bytes a second that are written, synced and hashed: assumed, not measured; a second in many of a usual run."""
