@@ -121,24 +121,21 @@ def _training_step(config: Any, dtype: torch.dtype, settings: TrainSettings, row
         checkpoint_activations(net)
     net.train()
 
-    def work(net: Any) -> None:
+    def loss(net: Any) -> Tensor:
         trunk, head = _parts(net)
         ids = torch.zeros(rows, tokens, dtype=torch.long)
         hidden = trunk(input_ids=ids, use_cache=False).last_hidden_state
         chosen = torch.zeros(rows * (tokens - 1), dtype=torch.long)
         if not isinstance(settings, FinetuneSettings):
-            logits = head(hidden)
-            total = cross_entropy_sum(logits.flatten(0, 1)[chosen], chosen)
-        elif kept == 1:
-            logits = head(hidden.flatten(0, 1)[chosen])
-            total = F.cross_entropy(logits.float(), chosen, reduction="none").sum()
-        else:
-            logits = head(hidden.flatten(0, 1)[chosen])
-            values = torch.zeros(len(chosen), kept)
-            total = label_divergence(logits, values.long(), values, values[:, 0], 1.0).sum()
-        torch.autograd.backward(total)
+            return cross_entropy_sum(head(hidden).flatten(0, 1)[chosen], chosen)
+        logits = head(hidden.flatten(0, 1)[chosen])
+        if kept == 1:
+            return F.cross_entropy(logits.float(), chosen, reduction="none").sum()
+        values = torch.zeros(len(chosen), kept)
+        return label_divergence(logits, values.long(), values, values[:, 0], 1.0).sum()
 
-    return _peak(net, work)
+    # What the forward pass no longer needs is gone before the backward pass begins, as in a run.
+    return _peak(net, lambda net: torch.autograd.backward(loss(net)))
 
 
 def label_batch(config: Any, dtype: torch.dtype, settings: RelabelSettings, rows: int, tokens: int) -> int:

@@ -28,6 +28,8 @@ RANKED_TOKENS = 6 * 4 * 35
 PLACES_PER_ANCHOR = 10
 REPORT_SECONDS = 1.0
 """Drawing the page takes about as long whatever the run's size (measured on one core)."""
+TRAINING_SECONDS = 1.0
+"""Importing and setting up the Trainer, before the first step (measured on one core)."""
 WRITTEN_PER_SECOND = 500e6
 """Bytes a second that are written, synced and hashed: assumed, not measured; a second in many of a usual run."""
 
@@ -146,7 +148,7 @@ class Plan:
 
         def seconds(rates: Rates) -> float:
             passes = tokens * rate(rates) + steps * trained * rates.update
-            return passes + rates.load + (written + checkpoints * checkpoint) / WRITTEN_PER_SECOND
+            return TRAINING_SECONDS + passes + rates.load + (written + checkpoints * checkpoint) / WRITTEN_PER_SECOND
 
         kept = min(checkpoints, KEPT_CHECKPOINTS) * checkpoint
         return Work(round(tokens), flops, seconds, steps, written + kept)
