@@ -9,7 +9,7 @@ from typing import Any
 from forgetkit.core import models
 from forgetkit.plan.fit import SECTIONS, USABLE, Case, Machine, shortage
 from forgetkit.plan.rates import Clock, Rates, TooNoisy, calibrate
-from forgetkit.plan.shape import micro_rows
+from forgetkit.plan.shape import micro_rows, read_config
 from forgetkit.plan.work import Plan, Texts, find_terms
 from forgetkit.settings import Settings
 
@@ -39,7 +39,7 @@ def make_plan(
     machine = Machine.here(models.resolve_device(settings.model.device))
     tokens = int((texts.target.bounds[:, 2] - texts.target.bounds[:, 1]).max()) + (texts.target.bos_id is not None)
     with_retain = texts.retain is not None and settings.relabel.retain != "none"
-    case = Case(folder, settings, tokens, with_retain=with_retain)
+    case = Case(read_config(folder), settings, tokens, with_retain=with_retain)
     rates, withheld = _rates(folder, case, texts, settings, pad_id, clock)
     stored = models.source_dtype(folder)
     plan = Plan(case.shape, texts, find_terms(texts, settings), settings, stored, case.trained)

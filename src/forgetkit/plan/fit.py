@@ -23,8 +23,8 @@ LAZY = 150e6
 """Bytes of code, kernels and caches that come into a CPU process while a run goes on, beside those there at its start;
 measured over runs of three sizes."""
 HEAP = 1.3
-"""What a CPU's heap takes for what is allocated and freed in one step, as a multiple of it: freed pieces below 32 MiB stay
-in it, and not every one is used again. Measured; with every piece given back at once it is 1.0."""
+"""What a CPU's heap takes for what one step allocates and frees, as a multiple of it: freed pieces below 32 MiB stay in
+it, and not all are used again. Measured; with every piece given back at once it is 1.0."""
 SECTIONS = {"2-reinforced": "reinforce", "5-unlearned": "finetune"}
 TRAINING = ("2-reinforced", "5-unlearned")
 
@@ -71,8 +71,8 @@ def _number(path: Path) -> int | None:
 class Case:
     """One model under one set of settings: what each stage needs."""
 
-    def __init__(self, folder: Path, settings: Settings, tokens: int, *, with_retain: bool) -> None:
-        self.config, self.settings = read_config(folder), settings
+    def __init__(self, config: Any, settings: Settings, tokens: int, *, with_retain: bool) -> None:
+        self.config, self.settings = config, settings
         self.tokens, self.with_retain = tokens, with_retain
         self.dtype = models.as_dtype(settings.model.dtype)
         self._steps = dict[str, int]()
@@ -228,6 +228,8 @@ def refuse_impossible(stage: str, folder: Path, settings: Settings, tokens: int,
         ForgetkitError: it certainly cannot fit; with the settings that do.
     """
     machine = Machine.here(models.resolve_device(settings.model.device))
-    problem = shortage(Case(folder, settings, tokens, with_retain=with_retain), stage, machine, machine.total)
+    problem = shortage(
+        Case(read_config(folder), settings, tokens, with_retain=with_retain), stage, machine, machine.total
+    )
     if problem is not None:
         raise problem
