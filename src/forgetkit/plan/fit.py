@@ -101,6 +101,7 @@ class Case:
             all_parameters=self.shape.parameters,
             trained=self.trained(settings),
             step=self._step(settings),
+            saves_here=models.resolve_device(self.settings.model.device).type != "cuda",
         )
 
     def _step(self, settings: TrainSettings) -> int:

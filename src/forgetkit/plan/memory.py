@@ -203,8 +203,12 @@ def training(
     all_parameters: int,
     trained: int,
     step: int,
+    saves_here: bool = True,
 ) -> Need:
-    """A training stage; `step` is its `training_step`."""
+    """A training stage; `step` is its `training_step`.
+
+    `saves_here`: weights to be saved are copied within the same memory (a CPU's), not to another.
+    """
     width = dtype.itemsize
     own = FP32 if settings.adapter == "lora" else width  # adapters are fp32 whatever the model is
     frozen = all_parameters if settings.adapter == "lora" else 0
@@ -218,10 +222,10 @@ def training(
     if settings.adapter == "lora":
         # A snapshot merges a copy in fp32 while the model stays; at the end the model itself becomes fp32.
         snapshots = isinstance(settings, FinetuneSettings) and settings.snapshots > 0
-        merged = all_parameters * (FP32 + width)
+        merged = all_parameters * (FP32 + width * saves_here)
         least = max(least, merged + (weights + optimizer if snapshots else 0))
     else:
-        least = max(least, all_parameters * (FP32 + width))
+        least = max(least, all_parameters * (FP32 + width * saves_here))
     return replace(need, least=least)
 
 
