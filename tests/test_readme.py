@@ -87,7 +87,7 @@ def test_files_that_documents_point_to_exist() -> None:
 def test_help_names_every_command() -> None:
     done = subprocess.run([sys.executable, "-m", "forgetkit", "--help"], capture_output=True, text=True)
     assert done.returncode == 0
-    for name in ("run", "demo", "inspect", "anchors", "relabel", "evaluate", "compare", "doctor"):
+    for name in ("run", "plan", "demo", "inspect", "anchors", "relabel", "evaluate", "compare", "doctor"):
         assert re.search(rf"^  {name}\b", done.stdout, re.M), name
     for name in re.findall(r"forgetkit ([a-z]+)", README):
         assert re.search(rf"^  {name}\b", done.stdout, re.M) or name in ("python", "is"), name

@@ -88,7 +88,7 @@ def run(
     config: Config = None,
     overrides: Set = None,
     preset: Preset = "default",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and do nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="As `forgetkit plan`: print the plan alone.")] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -106,13 +106,37 @@ def run(
     _run_and_tell(inputs, settings, out, as_json)
 
 
+@app.command("plan")
+def plan_run(
+    model: Model,
+    target: Target,
+    retain: Retain = None,
+    out: Annotated[Path | None, typer.Option(help="Ignored: a plan writes nothing.")] = None,
+    config: Config = None,
+    overrides: Set = None,
+    preset: Preset = "default",
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Say what `run` with these arguments would compute, need and take here, what fits, and what to set if it does not.
+
+    Memory and FLOPs follow from the model's configuration. Time comes from about two seconds of timing on this machine;
+    where repeated timings disagree it is withheld, and the plan says so.
+    """
+    _hush(quiet)
+    settings = _settings(config, overrides, preset)
+    from forgetkit.pipeline import Inputs
+
+    _plan(Inputs(model, tuple(target), tuple(retain or ())), settings, as_json)
+
+
 @app.command()
 def demo(
     out: Out = Path("runs/demo"),
     config: Config = None,
     overrides: Set = None,
     preset: Preset = "default",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and do nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="As `forgetkit plan`: print the plan alone.")] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -147,9 +171,10 @@ def _run_and_tell(inputs: Any, settings: Any, out: Path, as_json: bool) -> None:
 
 
 def _plan(inputs: Any, settings: Any, as_json: bool) -> None:
-    from forgetkit.plan import make_plan, render
+    from forgetkit import pipeline
+    from forgetkit.plan.render import render
 
-    plan = make_plan(inputs, settings)
+    plan = pipeline.plan(inputs, settings)
     if as_json:
         _print_json(plan)
     else:

@@ -18,6 +18,7 @@ import dataclasses
 import json
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from forgetkit.core import artifacts, distributed, lora, models
 from forgetkit.core.compact import check_available
 from forgetkit.core.config import dump_settings, settings_from
 from forgetkit.core.errors import ForgetkitError, Interrupted
+from forgetkit.core.heap import give_back
 from forgetkit.core.provenance import pin_threads, seed_everything, versions
 from forgetkit.corpus.blocks import BlockedCorpus, block_documents
 from forgetkit.corpus.readers import input_files, read_paths
@@ -41,6 +43,9 @@ from forgetkit.evaluate.probes import load_probes, probe_files
 from forgetkit.evaluate.retraining import load_seeds
 from forgetkit.evaluate.run import evaluate
 from forgetkit.methods import get as get_method
+from forgetkit.plan.build import make_plan
+from forgetkit.plan.fit import TRAINING, refuse_impossible
+from forgetkit.plan.work import Texts
 from forgetkit.relabel.build import build_labels, load_labels
 from forgetkit.relabel.preview import write_preview
 from forgetkit.report import build as build_report
@@ -237,6 +242,8 @@ def _ensure(stage: Stage, context: Context, on_event: Callable[[Event], None]) -
         distributed.broadcast(None)
         on_event(Event(stage.name, "kept"))
         return
+    if stage.name in (*TRAINING, "4-labels"):
+        _refuse_impossible(stage.name, context)
     on_event(Event(stage.name, "begins"))
     began = time.monotonic()
     work = artifacts.work_folder(context.run, stage.name, fingerprint)
@@ -257,6 +264,7 @@ def _ensure(stage: Stage, context: Context, on_event: Callable[[Event], None]) -
             raise Interrupted(2) from error
         if stage.shared:
             distributed.barrier()
+    give_back()
     on_event(Event(stage.name, "done", time.monotonic() - began))
 
 
@@ -266,6 +274,34 @@ def _assist(stage: Stage, context: Context) -> None:
     if places is not None:
         stage.make(context, *places)
         distributed.barrier()
+        give_back()
+
+
+def _refuse_impossible(stage: str, context: Context) -> None:
+    """Refuse a stage that needs more memory than the machine has, with what fits instead."""
+    target, retain = context.corpus()
+    tokens = int((target.bounds[:, 2] - target.bounds[:, 1]).max()) + (target.bos_id is not None)
+    with_retain = retain is not None and context.settings.relabel.retain != "none"
+    refuse_impossible(stage, Path(context.model), context.settings, tokens, with_retain=with_retain)
+
+
+def plan(inputs: Inputs, settings: Settings, clock: Callable[[], float] = time.perf_counter) -> dict[str, Any]:
+    """What `run` would do, need and take (`plan.build.make_plan`); reads the texts as it would, keeps nothing.
+
+    Raises:
+        ForgetkitError: any mistake in the inputs that `run` would refuse at its start or while reading.
+    """
+    context = Context(inputs, settings, Path())
+    _check(context)
+    with tempfile.TemporaryDirectory(prefix="forgetkit-plan-") as folder:
+        began = clock()
+        corpus.build(inputs.target, inputs.retain, context.tokenizer, settings.corpus, Path(folder))
+        seconds = clock() - began
+        target, retain = corpus.load(Path(folder))
+    texts = evaluation_texts(settings, context.tokenizer, retain)
+    train_retain, _ = split_retain(retain)
+    read = Texts(target, train_retain, texts, seconds)
+    return make_plan(Path(context.model), read, settings, context.pad_id, context.threads, clock)
 
 
 def fingerprint_of(stage: Stage, context: Context, parents: Mapping[str, Any]) -> str:

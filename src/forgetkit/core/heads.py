@@ -83,12 +83,19 @@ class SplitHead:
         Returns:
             (the sum, an fp32 scalar, differentiable once; the losses of the rows, float32 [N], which are not).
         """
-        if weight_N is None:
-            weight_N = torch.ones(len(hidden_NH), device=hidden_NH.device)
         if self.split and type(self._head) is torch.nn.Linear:
-            head = self._head
-            return _HeadLoss.apply(hidden_NH, head.weight, head.bias, weight_N, rows_loss)  # type: ignore[no-untyped-call, no-any-return]
-        return _HeadLoss.apply(self.logits(hidden_NH), None, None, weight_N, rows_loss)  # type: ignore[no-untyped-call, no-any-return]
+            return head_loss(self._head, hidden_NH, rows_loss, weight_N)
+        return head_loss(None, self.logits(hidden_NH), rows_loss, weight_N)
+
+
+def head_loss(
+    head: torch.nn.Linear | None, hidden_NH: Tensor, rows_loss: RowsLoss, weight_N: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """`SplitHead.loss` for a head that stands alone; without one, `hidden_NH` are the logits."""
+    if weight_N is None:
+        weight_N = torch.ones(len(hidden_NH), device=hidden_NH.device)
+    weight_VH, bias_V = (None, None) if head is None else (head.weight, head.bias)
+    return _HeadLoss.apply(hidden_NH, weight_VH, bias_V, weight_N, rows_loss)  # type: ignore[no-untyped-call, no-any-return]
 
 
 _known: weakref.WeakKeyDictionary[Any, SplitHead] = weakref.WeakKeyDictionary()
