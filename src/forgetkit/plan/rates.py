@@ -260,7 +260,7 @@ class Bench:
 
         def work() -> None:
             for parameter in parameters:
-                parameter.grad = torch.ones_like(parameter)
+                torch.autograd.backward(parameter.sum())
             optimizer.normalise(1.0, 1.0)
             optimizer.step()
             optimizer.zero_grad()

@@ -60,9 +60,9 @@ def uneven_gradients() -> list[list[float]]:
     for dtype in (torch.float32, torch.bfloat16):
         parameters = [torch.nn.Parameter(torch.ones(2, dtype=dtype)) for _ in range(3)]
         optimizer = MasterAdamW(parameters, lr=1.0)
-        parameters[0].grad = torch.full((2,), 1.0 + distributed.rank(), dtype=dtype)
+        (parameters[0] * (1.0 + distributed.rank())).sum().backward()
         if distributed.rank() == 1:
-            parameters[1].grad = torch.full((2,), 5.0, dtype=dtype)
+            (parameters[1] * 5.0).sum().backward()
         optimizer.sum_over_ranks()
         optimizer.step()
         found.append(

@@ -95,7 +95,7 @@ def test_deep_models_are_extended_from_shallow_ones(way: str, monkeypatch: pytes
     monkeypatch.setattr(memory, "DEEP", 20)
     followed = memory.training_step(config(20), torch.bfloat16, settings, ROWS, TOKENS, KEPT)
     # Which moment is the fullest can change with depth.
-    assert extended == pytest.approx(followed, rel=0.1)
+    assert extended == pytest.approx(followed, rel=0.15)
 
 
 def test_every_way_needs_less_than_the_one_before() -> None:
