@@ -49,7 +49,7 @@ def test_every_command_runs_in_order(place: Path) -> None:
     """As written; only `run` and `evaluate` get `--config` with tiny sizes, for the toy model's sake."""
     for command in commands():
         arguments = shlex.split(command)[1:]
-        if arguments[0] in ("run", "evaluate"):
+        if arguments[0] in ("run", "plan", "evaluate"):
             arguments += ["--config", "tiny.yaml"]
         done = subprocess.run(
             [sys.executable, "-m", "forgetkit", *arguments],
