@@ -26,7 +26,7 @@ import numpy as np
 
 ROOT = Path(__file__).parents[1]
 RECORD, PAGE = ROOT / "docs" / "performance.json", ROOT / "docs" / "performance.md"
-BLOCK, BLOCKS = 512, {"demo": 48, "head_heavy": 16, "small_vocab": 16}
+BLOCK, BLOCKS = 512, {"demo": 24, "head_heavy": 8, "small_vocab": 8}
 ARMS = {
     "demo": ("O", "N", "W", "D", "A"),
     "head_heavy": ("O", "N", "A"),
@@ -179,6 +179,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             row["agreement"] = {name: float(np.mean(labels[name] == labels["O"])) for name in labels}
             assert row["agreement"]["A"] == 1, "forgetkit's labels differ from one run to the next"
             data["points"][point]["rounds"].append(row)
+        # What is measured so far, should the rest be interrupted.
+        (work / "so-far.json").write_text(json.dumps(data, indent=1, allow_nan=False) + "\n")
     data["growth"] = [arm(f"growth: {s:,} tokens", f"growth-{s}", points[0]) for s in sizes]
     return data
 

@@ -128,7 +128,6 @@ def train(
             for part_BT in ids_BT.split(MICRO):  # type: ignore[no-untyped-call]
                 value = loss(part_BT)
                 value.backward()  # type: ignore[no-untyped-call]
-                optimizer.collect()
                 total += value.item()
             optimizer.normalise(ids_BT[:, 1:].numel(), 1.0)
             optimizer.step()
