@@ -117,3 +117,11 @@ def test_the_testbed_page_is_the_recorded_benchmark() -> None:
     for told in records:
         assert told["models"]["unlearned"]["health"] == "healthy"
         assert all(told["models"][name]["health"] == "unhealthy" for name in CONTROLS)
+
+
+def test_the_speed_page_is_the_recorded_benchmark() -> None:
+    module = benchmark("speed")
+    recorded = json.loads(module.RECORD.read_text())
+    assert module.page(recorded) == module.PAGE.read_text()
+    assert all(len(point["rounds"]) >= 5 for point in recorded["points"].values())
+    assert all(row["agreement"]["A"] == 1 for point in recorded["points"].values() for row in point["rounds"])
