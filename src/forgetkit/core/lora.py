@@ -37,6 +37,7 @@ def attach(model: PreTrainedModel, settings: LoraSettings, name: str = "default"
     with torch.random.fork_rng(devices=cuda), warnings.catch_warnings():
         # peft tells that fan_in_fan_out is decided per layer for models that mix the two kinds: intended.
         warnings.filterwarnings("ignore", message="fan_in_fan_out", category=UserWarning)
+        warnings.simplefilter("ignore", FutureWarning)  # peft's own calls of what transformers renamed
         torch.manual_seed(seed)
         try:
             adapted = get_peft_model(model, config, adapter_name=name)
