@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from forgetkit.plan.shape import Shape
+
 
 def synchronise(device: torch.device) -> None:
     """Wait until the device has done what it was given."""
@@ -60,11 +62,8 @@ class Flops:
 
 def flops_per_token(model: Any, length: int) -> Flops:
     """2 per weight, and causal attention over `length` tokens."""
-    head = model.get_output_embeddings().weight
-    linear = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear) and m.weight is not head)
-    config = model.config
-    attention = 2.0 * length * config.hidden_size * config.num_hidden_layers
-    return Flops(2.0 * linear, attention, 2.0 * head.numel())
+    shape = Shape.of(model.config)
+    return Flops(2.0 * shape.matmul, 2.0 * length * shape.attention, 2.0 * shape.head)
 
 
 def peak_rss() -> int:

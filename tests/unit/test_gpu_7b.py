@@ -15,7 +15,7 @@ from benchmarks import gpu_7b
 from benchmarks.limits import flops_per_token
 from forgetkit.core import lora
 from forgetkit.core.batches import lm_loss, pad_blocks
-from forgetkit.core.heads import split_head
+from forgetkit.core.heads import SplitHead
 from forgetkit.core.loop import recomputing
 from forgetkit.relabel.build import Labeller
 from forgetkit.relabel.consistency import Status
@@ -111,7 +111,7 @@ def test_flops_of_a_step_are_those_torch_counts(adapter: str, recompute: bool) -
     if adapter == "lora":
         model = lora.attach(model, LoraSettings(rank=1))
     ids, valid = pad_blocks([np.arange(3, 3 + BLOCK)] * 4, 0)
-    split_head(model)  # its check runs the model once
+    SplitHead(model)  # its check runs the model once
     with recomputing(model.train(), recompute):
         total, attention = counted(lambda: lm_loss(model, {"input_ids": ids, "valid": valid}).total.backward())
     tokens = 4 * BLOCK

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from forgetkit.core.heads import cross_entropy, split_head
+from forgetkit.core.heads import SplitHead, cross_entropy
 from forgetkit.core.loop import Loss
 
 if TYPE_CHECKING:
@@ -59,6 +59,6 @@ def lm_loss(model: PreTrainedModel, batch: dict[str, Tensor]) -> Loss:
     under the mask have any influence.
     """
     ids, valid = batch["input_ids"], batch["valid"]
-    head, keep = split_head(model), valid[:, 1:]
+    head, keep = SplitHead(model), valid[:, 1:]
     total, _ = head.loss(head.hidden(ids)[:, :-1][keep], cross_entropy(ids[:, 1:][keep]))
     return Loss(total, keep.sum(), {})

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -26,26 +26,28 @@ AT_ONCE = {"cpu": 2**19, "cuda": 2**25}
 """Logits that exist in fp32 at one time: on a CPU what stays in a core's cache, on a GPU what keeps it busy."""
 
 
+def parts(model: Any) -> tuple[Any, Any]:
+    """(everything below the head, the head) of a causal LM, with adapters or without; None for what it has not."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return getattr(inner, inner.base_model_prefix, None), inner.get_output_embeddings()
+
+
 class SplitHead:
     """A causal LM as `hidden` (everything below the head) and `logits` (the head on chosen rows).
 
     Some families scale or cap their logits after the head. Whether `head(hidden)` really equals the model's own
-    logits is checked once on a probe; where it does not, `hidden` returns the logits and `logits` passes them on:
-    slower and larger, never wrong.
+    logits is checked on a probe, once for every model; where it does not, `hidden` returns the logits and `logits`
+    passes them on: slower and larger, never wrong.
     """
 
-    def __init__(self, model: Any) -> None:
-        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-        # The model itself is not kept: `split_head` would otherwise keep every model alive.
-        self._model = weakref.ref(model)
-        self._trunk: Any = getattr(inner, inner.base_model_prefix, None)
-        self._head: Any = inner.get_output_embeddings()
-        self.split = self._trunk is not None and self._head is not None and self._agrees()
+    _checked: ClassVar[weakref.WeakKeyDictionary[Any, bool]] = weakref.WeakKeyDictionary()
 
-    @property
-    def model(self) -> Any:
-        """The whole model."""
-        return self._model()
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self._trunk, self._head = parts(model)
+        if model not in self._checked:
+            self._checked[model] = self._trunk is not None and self._head is not None and self._agrees()
+        self.split = self._checked[model]
 
     @torch.no_grad()
     def _agrees(self) -> bool:
@@ -96,16 +98,6 @@ def head_loss(
         weight_N = torch.ones(len(hidden_NH), device=hidden_NH.device)
     weight_VH, bias_V = (None, None) if head is None else (head.weight, head.bias)
     return _HeadLoss.apply(hidden_NH, weight_VH, bias_V, weight_N, rows_loss)  # type: ignore[no-untyped-call, no-any-return]
-
-
-_known: weakref.WeakKeyDictionary[Any, SplitHead] = weakref.WeakKeyDictionary()
-
-
-def split_head(model: Any) -> SplitHead:
-    """The `SplitHead` of a model; its check runs the first time only."""
-    if model not in _known:
-        _known[model] = SplitHead(model)
-    return _known[model]
 
 
 def cross_entropy(targets_N: Tensor) -> RowsLoss:

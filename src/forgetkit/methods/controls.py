@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from forgetkit.core.heads import cross_entropy, split_head
+from forgetkit.core.heads import SplitHead, cross_entropy
 from forgetkit.core.loop import Loss
 
 
@@ -25,7 +25,7 @@ class _Control:
 
     def __call__(self, model: Any, batch: dict[str, Tensor]) -> Loss:
         """Loss of one batch (fields: `methods.base.Method`); retain positions carry none."""
-        head, rows_N = split_head(model), batch["rows"][~batch["is_retain"]]
+        head, rows_N = SplitHead(model), batch["rows"][~batch["is_retain"]]
         vocabulary = model.get_output_embeddings().weight.shape[0]
         targets_N = self._targets(batch, rows_N, vocabulary)
         total, _ = head.loss(head.hidden(batch["input_ids"]).flatten(0, 1)[rows_N], cross_entropy(targets_N))

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from forgetkit.core.heads import RowsLoss, cross_entropy, split_head
+from forgetkit.core.heads import RowsLoss, SplitHead, cross_entropy
 from forgetkit.core.loop import Loss
 from forgetkit.relabel.combine import MIN_REST
 
@@ -76,7 +76,7 @@ class WhpLoss:
 
     def __call__(self, model: Any, batch: dict[str, Tensor]) -> Loss:
         """Loss of one batch (fields: `methods.base.Method`)."""
-        head, weight_N, retain_N = split_head(model), batch["weight"], batch["is_retain"]
+        head, weight_N, retain_N = SplitHead(model), batch["weight"], batch["is_retain"]
         hidden_NH = head.hidden(batch["input_ids"]).flatten(0, 1)[batch["rows"]]
         divergence = label_divergence(batch["ids"], batch["log_probs"], batch["log_rest"], self.reverse)
         total, loss_N = head.loss(hidden_NH, divergence, weight_N)

@@ -18,10 +18,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from forgetkit.core.heads import cross_entropy, head_loss
+from forgetkit.core.heads import cross_entropy, head_loss, parts
+from forgetkit.core.loop import recomputing
 from forgetkit.evaluate.forward import LOGITS_ELEMENTS
 from forgetkit.methods.whp import label_divergence
-from forgetkit.plan.shape import checkpoint_activations, skeleton, with_layers
+from forgetkit.plan.shape import skeleton, with_layers
 from forgetkit.relabel.combine import generic_logits, hard_labels, in_space, salience, soft_labels
 from forgetkit.settings import FinetuneSettings, RelabelSettings, TrainSettings
 
@@ -90,12 +91,6 @@ def _peak(net: Any, work: Callable[[Any], None]) -> int:
     return int(peak.most)
 
 
-def _parts(net: Any) -> tuple[Any, Any]:
-    """(everything below the head, the head)."""
-    inner = net.get_base_model() if hasattr(net, "get_base_model") else net
-    return getattr(inner, inner.base_model_prefix), inner.get_output_embeddings()
-
-
 def training_step(config: Any, dtype: torch.dtype, settings: TrainSettings, rows: int, tokens: int, kept: int) -> int:
     """Most bytes alive in one micro-batch's forward and backward pass beyond weights and optimiser.
 
@@ -116,12 +111,10 @@ def training_step(config: Any, dtype: torch.dtype, settings: TrainSettings, rows
 
 def _training_step(config: Any, dtype: torch.dtype, settings: TrainSettings, rows: int, tokens: int, kept: int) -> int:
     net = skeleton(config, dtype, settings)
-    if settings.gradient_checkpointing:
-        checkpoint_activations(net)
     net.train()
 
     def loss(net: Any) -> Tensor:
-        trunk, head = _parts(net)
+        trunk, head = parts(net)
         ids = torch.zeros(rows, tokens, dtype=torch.long)
         hidden = trunk(input_ids=ids, use_cache=False).last_hidden_state
         chosen = torch.zeros(rows * (tokens - 1), dtype=torch.long)
@@ -131,23 +124,16 @@ def _training_step(config: Any, dtype: torch.dtype, settings: TrainSettings, row
             rows_loss = label_divergence(values.long(), values, values[:, 0], 1.0)
         return head_loss(head, hidden.flatten(0, 1)[chosen], rows_loss)[0]
 
-    for parameter in net.parameters():
-        if parameter.requires_grad and dtype != torch.float32:
-            parameter.register_post_accumulate_grad_hook(_free)  # as `core.optim` does, after adding it to the sum
-
     # What the forward pass no longer needs is gone before the backward pass begins, as in a run.
-    return _peak(net, lambda net: torch.autograd.backward(loss(net)))
-
-
-def _free(parameter: Tensor) -> None:
-    parameter.grad = None
+    with recomputing(net, settings.gradient_checkpointing):
+        return _peak(net, lambda net: torch.autograd.backward(loss(net)))
 
 
 def label_batch(config: Any, dtype: torch.dtype, settings: RelabelSettings, rows: int, tokens: int) -> int:
     """Most bytes alive while a batch of blocks is labelled, beyond the two models' weights."""
 
     def work(net: Any) -> None:
-        trunk, head = _parts(net)
+        trunk, head = parts(net)
         ids = torch.zeros(rows, tokens, dtype=torch.long)
         states = [trunk(input_ids=ids, use_cache=False).last_hidden_state for _ in range(3)]
         chosen = torch.zeros(min(settings.chunk_positions, rows * tokens), dtype=torch.long)

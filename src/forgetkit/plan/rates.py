@@ -25,12 +25,13 @@ from transformers import AutoModelForCausalLM
 from forgetkit.core import lora, models
 from forgetkit.core.batches import lm_loss, pad_blocks
 from forgetkit.core.errors import ForgetkitError
+from forgetkit.core.loop import recomputing
 from forgetkit.core.optim import MasterAdamW
 from forgetkit.corpus.blocks import BlockedCorpus
 from forgetkit.evaluate.forward import forward_logits, generate
 from forgetkit.methods.whp import WhpLoss
-from forgetkit.plan.shape import checkpoint_activations, with_layers
-from forgetkit.relabel.build import Labeller, PreparedBlock, plain_blocks
+from forgetkit.plan.shape import with_layers
+from forgetkit.relabel.build import Labeller, PreparedBlock, plain_blocks, retain_settings
 from forgetkit.relabel.consistency import Status
 from forgetkit.settings import FinetuneSettings, Settings, TrainSettings
 
@@ -178,17 +179,16 @@ class Bench:
         if settings.adapter == "lora":
             net = lora.attach(net, settings.lora)
         loss = WhpLoss(1.0)
-        if settings.gradient_checkpointing:
-            checkpoint_activations(net)
 
         def work(rows: int) -> int:
             net.train()
             ids, valid = self._input(rows)
-            if isinstance(settings, FinetuneSettings):
-                total = loss(net, self._labelled(ids, kept)).total
-            else:
-                total = lm_loss(net, {"input_ids": ids, "valid": valid}).total
-            torch.autograd.backward(total)
+            with recomputing(net, settings.gradient_checkpointing):
+                if isinstance(settings, FinetuneSettings):
+                    total = loss(net, self._labelled(ids, kept)).total
+                else:
+                    total = lm_loss(net, {"input_ids": ids, "valid": valid}).total
+                torch.autograd.backward(total)
             net.zero_grad(set_to_none=True)
             net.eval()
             return int(valid.sum())
@@ -216,9 +216,7 @@ class Bench:
         """Labels of so many blocks; of target blocks some positions lie inside anchors."""
         settings = self.settings.relabel
         if retain:
-            settings = settings.model_copy(
-                update={"alpha": 0.0, "labels": "soft", "temperature": 1.0, "suppress_text": 0.0}
-            )
+            settings = retain_settings(settings)
         labeller = Labeller(self.net, self.net, settings, pad_id=self.pad_id, bos_id=self.sample.bos_id)
         inner = not retain and not settings.mask_inside_anchors
 

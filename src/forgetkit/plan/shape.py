@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,15 +47,6 @@ def skeleton(config: Any, dtype: torch.dtype, training: TrainSettings | None = N
     if training is not None and training.adapter == "lora":
         net = lora.attach(net, training.lora)
     return net
-
-
-def checkpoint_activations(net: Any) -> None:
-    """Have a model (with adapters or without) compute its activations again in the backward pass."""
-    inner = net.get_base_model() if hasattr(net, "get_base_model") else net
-    with warnings.catch_warnings():
-        # The method has another name in newer versions of transformers.
-        warnings.simplefilter("ignore", FutureWarning)
-        inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 @dataclass(frozen=True)

@@ -411,7 +411,7 @@ def build_labels(
                 remedy="set keep: false on the commonest entries (forgetkit anchors lint)",
             )
         if retain is not None and n_retain:
-            plain = Labeller(baseline, None, _retain_settings(settings), pad_id=pad_id, bos_id=retain.bos_id)
+            plain = Labeller(baseline, None, retain_settings(settings), pad_id=pad_id, bos_id=retain.bos_id)
             summary["retain"] = write_labels(
                 plain_blocks(retain, own_blocks(n_retain)),
                 n_retain,
@@ -425,7 +425,7 @@ def build_labels(
     return summary
 
 
-def _retain_settings(settings: RelabelSettings) -> RelabelSettings:
+def retain_settings(settings: RelabelSettings) -> RelabelSettings:
     """The baseline's own soft prediction, nothing subtracted."""
     return settings.model_copy(update={"alpha": 0.0, "labels": "soft", "temperature": 1.0, "suppress_text": 0.0})
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from forgetkit.core import heads
-from forgetkit.core.heads import SplitHead, cross_entropy, split_head
+from forgetkit.core.heads import SplitHead, cross_entropy
 from tests import toys
 
 
@@ -101,10 +101,25 @@ def test_nothing_of_all_rows_by_the_vocabulary_exists(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("family", sorted(toys.FAMILIES))
-def test_the_head_is_split_once_and_keeps_no_model_alive(family: str) -> None:
-    model = toys.model(family)
-    assert split_head(model) is split_head(model)
+def test_the_head_is_checked_once_and_keeps_no_model_alive(family: str) -> None:
+    model, calls = toys.model(family), list[int]()
+    model.register_forward_hook(lambda *_: calls.append(1))
+    assert SplitHead(model).split is SplitHead(model).split
+    assert len(calls) == 1
     gone = weakref.ref(model)
     del model
     gc.collect()
     assert gone() is None
+
+
+def test_a_head_that_cannot_be_split_off_keeps_its_model() -> None:
+    model = toys.model("llama")
+    ids = torch.arange(3, 9)[None]
+    split = SplitHead(model)
+    split.split = False  # as `_agrees` finds for families that scale their logits
+    with torch.no_grad():
+        expected = model(input_ids=ids).logits
+    del model
+    gc.collect()
+    with torch.no_grad():
+        assert torch.equal(split.logits(split.hidden(ids)), expected)

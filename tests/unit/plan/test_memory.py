@@ -14,11 +14,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from forgetkit.core import lora
 from forgetkit.core.batches import lm_loss
+from forgetkit.core.loop import recomputing
 from forgetkit.core.optim import MasterAdamW
 from forgetkit.methods.whp import WhpLoss
 from forgetkit.plan import memory
 from forgetkit.plan.memory import Peak
-from forgetkit.plan.shape import checkpoint_activations, with_layers
+from forgetkit.plan.shape import with_layers
 from forgetkit.relabel.build import Labeller, plain_blocks
 from forgetkit.settings import FinetuneSettings, LoraSettings, ReinforceSettings, RelabelSettings, TrainSettings
 from tests import toys
@@ -66,15 +67,13 @@ def really(settings: TrainSettings, dtype: torch.dtype) -> int:
     net = AutoModelForCausalLM.from_config(config(), dtype=dtype, attn_implementation="sdpa")
     if settings.adapter == "lora":
         net = lora.attach(net, settings.lora)
-    if settings.gradient_checkpointing:
-        checkpoint_activations(net)
     net.train()
     loss = WhpLoss(1.0) if isinstance(settings, FinetuneSettings) else lm_loss
     given = batch()
     if isinstance(loss, WhpLoss):
         with torch.no_grad():
             loss(net, given)  # the head is tried out once
-    with Peak() as peak:
+    with recomputing(net, settings.gradient_checkpointing), Peak() as peak:
         loss(net, given).total.backward()
     return peak.most
 

@@ -10,7 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from forgetkit.core import lora
-from forgetkit.plan.shape import Shape, checkpoint_activations, optimizer_steps, trained_parameters, with_layers
+from forgetkit.core.loop import recomputing
+from forgetkit.plan.shape import Shape, optimizer_steps, trained_parameters, with_layers
 from forgetkit.settings import LoraSettings, ReinforceSettings
 from tests import toys
 
@@ -58,10 +59,10 @@ def test_forward_flops_are_those_counted(size: str) -> None:
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_training_flops_are_those_counted(size: str, checkpointing: bool) -> None:
     shape, net = Shape.of(config(size)), real(size).train()
-    if checkpointing:
-        checkpoint_activations(net)
     settings = ReinforceSettings(gradient_checkpointing=checkpointing)
-    expected = counted(net, backward=True) - above_the_diagonal(shape, 4 if checkpointing else 3)
+    with recomputing(net, checkpointing):
+        total = counted(net, backward=True)
+    expected = total - above_the_diagonal(shape, 4 if checkpointing else 3)
     # torch stops repeating a layer once it has all that the backward pass reads: its last product is not repeated.
     allowed = 0.07 if checkpointing else 0.03
     assert shape.training_flops(ROWS * TOKENS, TOKENS, settings=settings) == pytest.approx(expected, rel=allowed)
