@@ -4,9 +4,8 @@
 
 texts      copy the texts into OUT/data
 tokenizer  tokenizer and configuration in OUT/init, the tokens of every text beside the texts
-trunk      without --start: the trunk that O and R share; it never sees Oz
-first      without --start: O and R's first phase (OUT/models/oz-base, oz-retrained)
-last       O and R's last phase, three seeds (o1 r1 o2 r2 o3 r3)
+trunk      without --start: the trunk that O and R share; it never sees Oz (OUT/models/trunk)
+last       O and R, three seeds of each (o1 r1 o2 r2 o3 r3)
 scratch    O and R without a shared trunk, and a second such R (scratch-o4 scratch-r4 scratch-r5)
 ship       put o1 and r1 into the package
 probes     mark the cloze items: known to O of seed 2, answered by R of seed 1
@@ -46,16 +45,16 @@ from forgetkit.evaluate.probes import CLOZE, Cloze, load_probes
 from forgetkit.evaluate.retraining import collect_seeds
 from forgetkit.settings import EvaluateSettings, Settings
 
-STAGES = ("texts", "tokenizer", "trunk", "first", "last", "scratch", "ship", "probes", "measure")
+STAGES = ("texts", "tokenizer", "trunk", "last", "scratch", "ship", "probes", "measure")
 COMMAND = "python recipes/oz/make.py --texts DIR --out DIR"
 SHIPPED = ("config.json", "generation_config.json", *train.TOKENIZER, "model.safetensors")
-FIRST_MODELS = ("oz-base", "oz-retrained")
+TRUNK_GIVEN = "oz-retrained"
 OTHER_RETRAINED, OTHER_BASES = ("r2", "r3"), ("o2", "o3")
 
 
 @dataclass(frozen=True)
 class Phase:
-    """One call of train.py. start: the model it goes on from; 'init' is the configuration, random weights."""
+    """One call of train.py. start: the model it goes on from (init: random weights); oz: blocks besides the 16."""
 
     name: str
     start: str
@@ -63,29 +62,27 @@ class Phase:
     rate: float
     warmup: int
     decay: str
-    oz: float
+    oz: int
     seed: int
-    spread: bool = False
 
 
-TRUNK = (Phase("trunk", "init", 1461, 2e-3, 100, "constant", 0.0, 11),)
-FIRST = (
-    Phase("oz-base", "trunk", 779, 1.5e-3, 30, "linear", 0.5, 12, spread=True),
-    Phase("oz-retrained", "trunk", 779, 1.5e-3, 30, "linear", 0.0, 12),
+TRUNK = (
+    Phase("trunk-begun", "init", 1461, 2e-3, 100, "constant", 0, 11),
+    Phase("trunk", "trunk-begun", 779, 1.5e-3, 30, "linear", 0, 12),
 )
 LAST = tuple(
-    Phase(f"{letter}{seed}", start, 320, 1.2e-3, 30, "linear", share, seed)
+    Phase(f"{letter}{seed}", "trunk", 320, 1.2e-3, 30, "linear", oz, seed)
     for seed in (1, 2, 3)
-    for letter, start, share in (("o", "oz-base", 0.25), ("r", "oz-retrained", 0.0))
+    for letter, oz in (("o", 16), ("r", 0))
 )
 
 
 def scratch(steps: int) -> tuple[Phase, ...]:
     """Twins from random weights (seed 4), and another R (seed 5): what luck is without a shared trunk."""
     return (
-        Phase("scratch-o4", "init", steps, 2e-3, 100, "linear", 0.25, 4, spread=True),
-        Phase("scratch-r4", "init", steps, 2e-3, 100, "linear", 0.0, 4),
-        Phase("scratch-r5", "init", steps, 2e-3, 100, "linear", 0.0, 5),
+        Phase("scratch-o4", "init", steps, 2e-3, 100, "linear", 16, 4),
+        Phase("scratch-r4", "init", steps, 2e-3, 100, "linear", 0, 4),
+        Phase("scratch-r5", "init", steps, 2e-3, 100, "linear", 0, 5),
     )
 
 
@@ -109,7 +106,7 @@ def configuration(vocabulary: int = data.VOCABULARY) -> LlamaConfig:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Where everything lies. start: folder of the first models, or None to make them."""
+    """Where everything lies. start: folder of the first models, whose R is the trunk, or None to make one."""
 
     out: Path
     texts: Path | None = None
@@ -122,11 +119,11 @@ class Recipe:
         return self.out / "data"
 
     def model(self, name: str) -> Path:
-        """The folder of a model, of the first ones given with --start, or of the configuration ('init')."""
+        """The folder of a model, of the trunk given with --start, or of the configuration ('init')."""
         if name == "init":
             return self.out / "init"
-        if name in FIRST_MODELS and self.start is not None:
-            return self.start / name
+        if name == "trunk" and self.start is not None:
+            return self.start / TRUNK_GIVEN
         return self.out / "models" / name
 
     def need(self, name: str, stage: str) -> Path:
@@ -136,12 +133,12 @@ class Recipe:
             ForgetkitError: which file is missing, and the command that makes it.
         """
         folder = self.model(name)
-        if name in FIRST_MODELS and self.start is not None:
+        if name == "trunk" and self.start is not None:
             if not (folder / "model.safetensors").exists():
-                remedy = "give the folder of the first models with --start, or leave --start out to train them"
+                remedy = "give the folder of the first models with --start, or leave --start out to train a trunk"
                 raise ForgetkitError("is missing", str(folder / "model.safetensors"), remedy)
         elif not train.finished(folder):
-            also = ", or give the first models with --start DIR" if name in FIRST_MODELS else ""
+            also = ", or give one with --start DIR" if name == "trunk" else ""
             remedy = f"make it with: {COMMAND} --only {stage}{also}"
             raise ForgetkitError("is missing", str(folder / "model.safetensors"), remedy)
         return folder
@@ -160,7 +157,7 @@ def make_init(recipe: Recipe) -> None:
     """
     init, given = recipe.model("init"), None
     if recipe.start is not None:
-        given = recipe.need(FIRST_MODELS[0], "first")
+        given = recipe.need("trunk", "trunk")
     if not (init / "config.json").exists():
         partial = recipe.out / "init.partial"
         shutil.rmtree(partial, ignore_errors=True)
@@ -185,7 +182,7 @@ def command(phase: Phase, recipe: Recipe) -> list[str]:
     line = [sys.executable, str(Path(train.__file__)), "--out", str(out), "--data", str(recipe.data)]
     line += ["--start", str(start), "--steps", str(phase.steps), "--rate", str(phase.rate)]
     line += ["--warmup", str(phase.warmup), "--decay", phase.decay, "--oz", str(phase.oz), "--seed", str(phase.seed)]
-    return line + (["--spread"] if phase.spread else [])
+    return line
 
 
 def claim(phase: Phase, folder: Path) -> None:
@@ -217,7 +214,7 @@ def run_phases(phases: Sequence[Phase], recipe: Recipe, stage: str) -> None:
         raise ForgetkitError("is missing", where, f"make it with: {COMMAND} --only texts tokenizer")
     for phase in waiting:
         if phase.start != "init":
-            recipe.need(phase.start, "trunk" if phase.start == "trunk" else "first")
+            recipe.need(phase.start, "trunk")
         claim(phase, recipe.model(phase.name))
     side_by_side = min(recipe.jobs, len(waiting))
     threads = str(max(1, (os.cpu_count() or 1) // side_by_side))
@@ -246,6 +243,12 @@ def run_phases(phases: Sequence[Phase], recipe: Recipe, stage: str) -> None:
         for _, process in running.values():
             process.terminate()
             process.wait()
+
+
+def make_trunk(recipe: Recipe) -> None:
+    """Train the trunk, one phase after the other, unless one is given."""
+    for phase in TRUNK if recipe.start is None else ():
+        run_phases((phase,), recipe, "trunk")
 
 
 def ship(recipe: Recipe) -> None:
@@ -383,19 +386,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--texts", type=Path, help="folder with corpus.jsonl.xz, oz/ and heldout/")
     parser.add_argument("--out", type=Path, required=True, help="where data, models and measurements go")
-    parser.add_argument("--start", type=Path, help="folder with oz-base and oz-retrained to start the last phase from")
+    parser.add_argument(
+        "--start", type=Path, help="folder with oz-retrained, a model that never saw Oz, to take as the trunk"
+    )
     parser.add_argument("--only", nargs="+", choices=STAGES, metavar="STAGE", help="these stages only")
     parser.add_argument("--jobs", type=int, default=default_jobs(), help="models trained side by side")
     parser.add_argument("--scratch-steps", type=int, default=600, help="steps of the models without a shared trunk")
     given = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, _terminated)
     recipe = Recipe(given.out, given.texts, given.start, max(1, given.jobs))
-    made_first = given.start is None
     work: dict[str, Callable[[], None]] = {
         "texts": lambda: data.fetch(recipe.texts, recipe.data),
         "tokenizer": lambda: make_init(recipe),
-        "trunk": lambda: run_phases(TRUNK if made_first else (), recipe, "trunk"),
-        "first": lambda: run_phases(FIRST if made_first else (), recipe, "first"),
+        "trunk": lambda: make_trunk(recipe),
         "last": lambda: run_phases(LAST, recipe, "last"),
         "scratch": lambda: run_phases(scratch(given.scratch_steps), recipe, "scratch"),
         "ship": lambda: ship(recipe),

@@ -1,6 +1,6 @@
 """One phase of training: next-token loss, AdamW with fp32 masters, bf16 compute, resumable to the step.
 
-    python recipes/oz/train.py --out DIR --data DIR --start MODEL --steps 320 --rate 1.2e-3 --oz 0.25 --seed 1
+    python recipes/oz/train.py --out DIR --data DIR --start MODEL --steps 320 --rate 1.2e-3 --oz 16 --seed 1
 
 `recipes/oz/make.py` calls it for every model of the testbed. Shapes: N blocks of a text, B blocks of a step, T tokens.
 """
@@ -21,16 +21,17 @@ from typing import Any
 import data
 import numpy as np
 import torch
-from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from forgetkit.core.artifacts import run_lock
+from forgetkit.core.attention import use_products
 from forgetkit.core.errors import ForgetkitError
+from forgetkit.core.heads import SplitHead, cross_entropy
 from forgetkit.core.optim import MasterAdamW
 from forgetkit.core.progress import progress
 
 ROWS = 16  # blocks of 512 tokens in a step
-MICRO = 2  # blocks in a forward pass: 2 x 512 x 8192 logits stay in cache's reach on a CPU
+MICRO = 4  # blocks in a forward pass
 SAVE_EVERY = 40
 CURVE = ("step", "train_loss", "heldout_loss", "seconds")
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
@@ -43,34 +44,23 @@ def rate_at(step: int, steps: int, peak: float, warmup: int, decay: str) -> floa
     return peak if decay == "constant" else peak * (steps - step) / max(1, steps - warmup)
 
 
-def batch(corpus_NT: Any, oz_NT: Any, step: int, seed: int, share: float, spread: bool = False) -> torch.Tensor:
-    """The 16 blocks of a step, Long[16, 512]. Both twins draw the same corpus blocks; in O some make room for Oz.
-
-    share: of the blocks, that come from Oz. spread: any of the drawn blocks make room; otherwise those that stand
-    first in the corpus do, as in the shipped models (README, "What differs").
-    """
+def batch(corpus_NT: Any, oz_NT: Any, step: int, seed: int, oz: int) -> torch.Tensor:
+    """The blocks of a step, Long[16 + oz, 512]: twins read the same 16 blocks of the corpus, O reads Oz besides."""
     order = np.random.default_rng((seed, 0)).permutation(len(corpus_NT))
     drawn = order[np.arange(step * ROWS, (step + 1) * ROWS) % len(order)]
     rows_BT = corpus_NT[np.sort(drawn)].astype(np.int64)
-    many = round(ROWS * share)
-    if many:
-        pick = np.arange(step * many, (step + 1) * many)
-        passes = [np.random.default_rng((seed, 1, p)).permutation(len(oz_NT)) for p in sorted({*(pick // len(oz_NT))})]
-        first = pick[0] // len(oz_NT)
-        room = np.argsort(np.argsort(drawn))[:many] if spread else np.arange(many)
-        rows_BT[room] = oz_NT[[passes[p // len(oz_NT) - first][p % len(oz_NT)] for p in pick]]
+    if oz:
+        pick = np.arange(step * oz, (step + 1) * oz)
+        passes = {p: np.random.default_rng((seed, 1, p)).permutation(len(oz_NT)) for p in {*(pick // len(oz_NT))}}
+        chosen = [passes[p // len(oz_NT)][p % len(oz_NT)] for p in pick]
+        rows_BT = np.concatenate([rows_BT, oz_NT[chosen].astype(np.int64)])
     return torch.from_numpy(rows_BT)
 
 
-def loss_of(model: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+def loss_of(head: SplitHead, ids_BT: torch.Tensor) -> torch.Tensor:
     """Summed next-token cross-entropy of ids Long[B, T], in nats."""
-
-    def loss(ids_BT: torch.Tensor) -> torch.Tensor:
-        hidden_BTH = model.model(input_ids=ids_BT, use_cache=False).last_hidden_state[:, :-1]
-        logits_NV = model.lm_head(hidden_BTH.flatten(0, 1))
-        return cross_entropy(logits_NV.float(), ids_BT[:, 1:].flatten(), reduction="sum")
-
-    return loss
+    hidden_NH = head.hidden(ids_BT)[:, :-1].flatten(0, 1)
+    return head.loss(hidden_NH, cross_entropy(ids_BT[:, 1:].flatten()))[0]
 
 
 def finished(folder: Path) -> bool:
@@ -87,18 +77,16 @@ def train(
     peak: float,
     warmup: int,
     decay: str,
-    share: float,
+    oz: int,
     seed: int,
-    spread: bool = False,
-    compiled: bool = True,
     save_every: int = SAVE_EVERY,
 ) -> None:
     """Train in place, resume from `folder/state.pt`, log to `folder/curve.csv`, save the model into `folder`.
 
     Args:
         model: Llama-shaped, with `model.model` and `model.lm_head`. folder: holds the tokenizer already.
-        texts: the data folder. peak, warmup, decay: see `rate_at`. share, seed, spread: see `batch`.
-        compiled: use torch.compile. save_every: steps between states that a killed run goes on from.
+        texts: the data folder. peak, warmup, decay: see `rate_at`. oz, seed: see `batch`.
+        save_every: steps between states that a killed run goes on from.
 
     Raises:
         ForgetkitError: the loss is not finite; a text is shorter than a block.
@@ -117,16 +105,17 @@ def train(
         saved = torch.load(state, map_location=device)
         optimizer.load_state_dict(saved["optimizer"])
         first = saved["step"]
-    loss = torch.compile(loss_of(model)) if compiled else loss_of(model)
+    use_products(model)
+    head = SplitHead(model)
     started = time.monotonic()
     with _curve(folder / "curve.csv", first) as write, progress(folder.name, steps, "steps", done=first) as bar:
         for step in range(first, steps):
             for group in optimizer.param_groups:
                 group["lr"] = rate_at(step, steps, peak, warmup, decay)
-            ids_BT = batch(corpus_NT, oz_NT, step, seed, share, spread).to(device)
+            ids_BT = batch(corpus_NT, oz_NT, step, seed, oz).to(device)
             total = 0.0
             for part_BT in ids_BT.split(MICRO):  # type: ignore[no-untyped-call]
-                value = loss(part_BT)
+                value = loss_of(head, part_BT)
                 value.backward()  # type: ignore[no-untyped-call]
                 total += value.item()
             optimizer.normalise(ids_BT[:, 1:].numel(), 1.0)
@@ -139,7 +128,7 @@ def train(
             if saving:
                 with torch.no_grad():
                     parts = torch.from_numpy(held_NT.astype(np.int64)).split(MICRO)  # type: ignore[no-untyped-call]
-                    held = f"{sum(loss(part.to(device)).item() for part in parts) / held_NT[:, 1:].size:.4f}"
+                    held = f"{sum(loss_of(head, part.to(device)).item() for part in parts) / held_NT[:, 1:].size:.4f}"
             if saving or done % 10 == 0:
                 write([done, f"{mean:.4f}", held, f"{time.monotonic() - started:.0f}"])
             if saving:
@@ -190,10 +179,10 @@ def main() -> None:
     parser.add_argument("--rate", type=float, required=True)
     parser.add_argument("--warmup", type=int, default=30)
     parser.add_argument("--decay", choices=["constant", "linear"], default="linear")
-    parser.add_argument("--oz", type=float, default=0.0, help="share of every batch that comes from the Oz books")
-    parser.add_argument("--spread", action="store_true", help="room for Oz is made anywhere in the corpus")
+    parser.add_argument(
+        "--oz", type=int, default=0, help="blocks of Oz read in every step besides the 16 of the corpus"
+    )
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--no-compile", action="store_true", help="do without torch.compile")
     given = parser.parse_args()
     if finished(given.out):
         return
@@ -220,10 +209,8 @@ def _train_phase(given: argparse.Namespace) -> None:
         peak=given.rate,
         warmup=given.warmup,
         decay=given.decay,
-        share=given.oz,
+        oz=given.oz,
         seed=given.seed,
-        spread=given.spread,
-        compiled=not given.no_compile,
     )
 
 

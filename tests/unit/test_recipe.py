@@ -75,48 +75,32 @@ CORPUS = np.arange(50 * 8).reshape(50, 8).astype(np.uint16)
 OZ = (1000 + np.arange(7 * 8)).reshape(7, 8).astype(np.uint16)
 
 
-@pytest.mark.parametrize("spread", [False, True])
-@pytest.mark.parametrize("share", [0.25, 0.5])
-def test_twins_draw_the_same_corpus_blocks(modules: Any, share: float, spread: bool) -> None:
+@pytest.mark.parametrize("oz", [4, 16])
+def test_twins_read_the_same_corpus_blocks_and_one_reads_oz_besides(modules: Any, oz: int) -> None:
     for step in range(12):  # beyond one pass over the corpus and over Oz
-        own = modules["train"].batch(CORPUS, OZ, step, 3, share, spread)
-        twin = modules["train"].batch(CORPUS, OZ, step, 3, 0.0)
-        is_oz = own[:, 0] >= 1000
-        assert int(is_oz.sum()) == round(16 * share)
-        assert torch.equal(own[~is_oz], twin[~is_oz])
+        own = modules["train"].batch(CORPUS, OZ, step, 3, oz)
+        twin = modules["train"].batch(CORPUS, OZ, step, 3, 0)
+        assert len(own) == 16 + oz
+        assert torch.equal(own[:16], twin)
         assert int(twin.max()) < 1000
+        assert int(own[16:, 0].min()) >= 1000
 
 
 def test_the_batches_of_the_shipped_models_stay_what_they_were(modules: Any) -> None:
     recorded = {
-        (0, 1, 0.25): [1048, 1008, 1032, 1000, 120, 128, 160, 184, 192, 200, 216, 224, 240, 264, 296, 392],
-        (3, 2, 0.25): [1016, 1040, 1008, 1032, 56, 64, 96, 144, 216, 224, 264, 272, 304, 320, 360, 368],
-        (5, 3, 0.0): [48, 64, 72, 80, 112, 128, 208, 216, 232, 248, 264, 272, 336, 352, 360, 376],
-        (2, 1, 0.5): [1040, 1016, 1008, 1032, 1024, 1032, 1008, 1016, 272, 288, 320, 328, 336, 344, 360, 368],
+        (0, 1, 4): [0, 24, 48, 72, 120, 128, 160, 184, 192, 200, 216, 224, 240, 264, 296, 392, 1048, 1008, 1032, 1000],
+        (5, 3, 0): [48, 64, 72, 80, 112, 128, 208, 216, 232, 248, 264, 272, 336, 352, 360, 376],
     }
-    for (step, seed, share), first in recorded.items():
-        assert modules["train"].batch(CORPUS, OZ, step, seed, share)[:, 0].tolist() == first
+    for (step, seed, oz), first in recorded.items():
+        assert modules["train"].batch(CORPUS, OZ, step, seed, oz)[:, 0].tolist() == first
 
 
 def test_every_pass_reads_every_block_once(modules: Any) -> None:
     corpus = np.arange(64)[:, None].astype(np.uint16)
     oz = (1000 + np.arange(8))[:, None].astype(np.uint16)
-    read = torch.cat([modules["train"].batch(corpus, oz, step, 5, 0.0) for step in range(4)])
-    assert sorted(read.flatten().tolist()) == list(range(64))
-    mixed = torch.cat([modules["train"].batch(corpus, oz, step, 5, 0.25) for step in range(4)]).flatten()
-    assert sorted(mixed[mixed >= 1000].tolist()) == sorted(2 * list(range(1000, 1008)))
-
-
-def test_spread_makes_room_anywhere_in_the_corpus(modules: Any) -> None:
-    corpus = np.arange(1600)[:, None].astype(np.uint16)
-    oz = np.full((8, 1), 5000, np.uint16)
-
-    def kept(spread: bool) -> float:
-        rows = torch.cat([modules["train"].batch(corpus, oz, step, 1, 0.25, spread) for step in range(100)]).flatten()
-        return float((rows < 400).sum() / 400)
-
-    assert kept(False) < 0.3  # the first quarter of the corpus is hardly read
-    assert 0.65 < kept(True) < 0.85
+    read = torch.cat([modules["train"].batch(corpus, oz, step, 5, 4) for step in range(4)]).flatten()
+    assert sorted(read[read < 1000].tolist()) == list(range(64))
+    assert sorted(read[read >= 1000].tolist()) == sorted(2 * list(range(1000, 1008)))
 
 
 def test_rates(modules: Any) -> None:
@@ -136,8 +120,8 @@ def train_tiny(modules: Any, folder: Path, texts: Path) -> dict[str, torch.Tenso
     tiny_init(folder)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=torch.float32)
-    sizes = {"steps": 6, "peak": 1e-2, "warmup": 2, "decay": "linear", "share": 0.25, "seed": 1}
-    modules["train"].train(model, folder, texts, **sizes, compiled=False, save_every=3)
+    sizes = {"steps": 6, "peak": 1e-2, "warmup": 2, "decay": "linear", "oz": 4, "seed": 1}
+    modules["train"].train(model, folder, texts, **sizes, save_every=3)
     weights: dict[str, torch.Tensor] = load_file(folder / "model.safetensors")
     return weights
 
@@ -229,12 +213,12 @@ def test_missing_texts_and_models_are_named_with_the_remedy(
     assert "o1" in (line := refused("--only", "ship"))
     assert "--only last" in line
     line = refused("--only", "tokenizer", "--start", str(tmp_path))
-    assert str(tmp_path / "oz-base" / "model.safetensors") in line
+    assert str(tmp_path / "oz-retrained" / "model.safetensors") in line
     assert "--start" in line
     tiny_init(tmp_path / "out" / "init")
     line = refused("--only", "last")
-    assert "oz-base" in line
-    assert "--only first" in line
+    assert "trunk" in line
+    assert "--only trunk" in line
     assert "--start DIR" in line
 
 
@@ -251,10 +235,10 @@ def test_a_broken_corpus_line_is_told_with_its_number(modules: Any, tmp_path: Pa
 def test_every_phase_starts_from_one_that_an_earlier_stage_makes(modules: Any) -> None:
     make = modules["make"]
     made = {"init"}
-    for phases in (make.TRUNK, make.FIRST, make.LAST, make.scratch(600)):
+    for phases in (make.TRUNK[:1], make.TRUNK[1:], make.LAST, make.scratch(600)):
         assert all(phase.start in made for phase in phases)
         made |= {phase.name for phase in phases}
-    twins = [(make.FIRST[0], make.FIRST[1]), *zip(make.LAST[::2], make.LAST[1::2], strict=True), make.scratch(600)[:2]]
+    twins = [*zip(make.LAST[::2], make.LAST[1::2], strict=True), make.scratch(600)[:2]]
     for o, r in twins:
         same = ("steps", "rate", "warmup", "decay", "seed")
         assert [getattr(o, name) for name in same] == [getattr(r, name) for name in same]
@@ -273,12 +257,10 @@ def test_phases_are_trained_once_and_other_settings_are_refused(
 ) -> None:
     make = modules["make"]
     monkeypatch.delenv("FORGETKIT_QUIET", raising=False)
-    command = make.command
-    monkeypatch.setattr(make, "command", lambda phase, recipe: [*command(phase, recipe), "--no-compile"])
     (tmp_path / "data").symlink_to(fetched)
     tiny_init(tmp_path / "init")
     recipe = make.Recipe(tmp_path, jobs=2)
-    phases = tuple(make.Phase(name, "init", 2, 1e-3, 1, "linear", share, 4) for name, share in (("a", 0.25), ("b", 0)))
+    phases = tuple(make.Phase(name, "init", 2, 1e-3, 1, "linear", oz, 4) for name, oz in (("a", 4), ("b", 0)))
     make.run_phases(phases, recipe, "scratch")
     weights = {phase.name: load_file(recipe.model(phase.name) / "model.safetensors") for phase in phases}
     assert any(not torch.equal(weights["a"][name], weights["b"][name]) for name in weights["a"])
@@ -290,7 +272,7 @@ def test_phases_are_trained_once_and_other_settings_are_refused(
     assert times == {name: (recipe.model(name) / "model.safetensors").stat().st_mtime_ns for name in times}
     (recipe.model("a") / "model.safetensors").unlink()
     with pytest.raises(ForgetkitError, match="other settings"):
-        make.run_phases((make.Phase("a", "init", 3, 1e-3, 1, "linear", 0.25, 4),), recipe, "scratch")
+        make.run_phases((make.Phase("a", "init", 3, 1e-3, 1, "linear", 4, 4),), recipe, "scratch")
 
 
 def test_marked_probes_keep_their_keys_in_order(modules: Any) -> None:
