@@ -135,7 +135,7 @@ def run(
     items = training_order(len(target.labels), len(retain.labels) if retain else 0, settings, seed)
     if not items:
         raise ForgetkitError("no training steps", where="finetune.epochs", remedy="set it to 1 or more")
-    net = load_model(source, model_settings)
+    net = load_model(source, model_settings, fsdp=settings.fsdp)
     steps = -(-len(items) // (settings.batch_blocks * settings.accumulation))
     dtype = source_dtype(source)
     if settings.adapter == "lora":
@@ -158,11 +158,11 @@ def run(
         identity=identity,
     )
     told = {"steps": result.steps, "items": len(items), "loss": result.log[-1]["loss"]}
-    if not distributed.is_main():
-        return told
-    if settings.adapter == "lora":
+    if settings.adapter == "lora" and distributed.is_main():
         net = lora.merge(net)
     save_model(net, source, out / "model", dtype)
+    if not distributed.is_main():
+        return told
     if (work / "snapshots").exists():
         # Linked, not moved: should this stage be killed before it is committed, the snapshots are still in `work`.
         shutil.copytree(work / "snapshots", out / "snapshots", copy_function=os.link)

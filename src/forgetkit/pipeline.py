@@ -35,6 +35,7 @@ from forgetkit.core.config import dump_settings, settings_from
 from forgetkit.core.errors import ForgetkitError, Interrupted
 from forgetkit.core.heap import give_back
 from forgetkit.core.provenance import pin_threads, seed_everything, versions
+from forgetkit.core.sharded import check_shards
 from forgetkit.corpus.blocks import BlockedCorpus, block_documents
 from forgetkit.corpus.readers import input_files, read_paths
 from forgetkit.evaluate.data import data_digest, load_data
@@ -217,6 +218,7 @@ def _check(context: Context) -> None:
         training = getattr(settings, name)
         check_available(training.optimizer, context.device, f"{name}.optimizer")
         distributed.micro_batch(training.batch_blocks, training.accumulation, settings.world_size)
+        check_shards(training, settings.world_size, name)
     for path in (settings.anchors.dictionary, settings.evaluate.anchors):
         if path is not None:
             Dictionary.load(path)

@@ -58,7 +58,7 @@ def run(
     order = [int(index) for index in epoch_order(len(target), settings.epochs, seed)]
     if not order:
         return {"steps": 0}
-    model: Any = load_model(model_source, model_settings)
+    model: Any = load_model(model_source, model_settings, fsdp=settings.fsdp)
     if settings.adapter == "lora":
         model = lora.attach(model, settings.lora, seed=seed)
     result = train(
@@ -72,12 +72,12 @@ def run(
         label="reinforce",
         identity=identity,
     )
-    if distributed.is_main():
+    if settings.adapter == "lora" and distributed.is_main():
         out.mkdir(parents=True, exist_ok=True)
-        if settings.adapter == "lora":
-            lora.save(model, out / "adapter")
-            model = lora.merge(model)
-        save_model(model, model_source, out / "model", source_dtype(model_source, model_settings))
+        lora.save(model, out / "adapter")
+        model = lora.merge(model)
+    save_model(model, model_source, out / "model", source_dtype(model_source, model_settings))
+    if distributed.is_main():
         with (out / "log.jsonl").open("w", encoding="utf-8") as stream:
             stream.writelines(json.dumps(row, allow_nan=False) + "\n" for row in result.log)
     return {

@@ -86,6 +86,9 @@ class TrainSettings(Section):
     gradient_checkpointing: bool = False
     """Recompute each layer's activations in the backward pass instead of keeping them: a third more work for full
     training, half more for LoRA, and far less memory."""
+    fsdp: bool = False
+    """Cut weights, gradients and moments over the ranks (torch's FSDP2) instead of copying them: for full training of a
+    model that one device cannot train. Needs `world_size` above 1 (docs/scale.md)."""
     adapter: Literal["full", "lora"] = "full"
     """Train all weights, or low-rank adapters that are merged before saving."""
     lora: LoraSettings = LoraSettings()

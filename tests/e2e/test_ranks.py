@@ -85,17 +85,31 @@ def test_two_ranks_write_the_labels_of_one_byte_for_byte(done: Ranks, one: Path)
     assert len(list((done.out / "4-labels").rglob("*"))) == len(list((one / "4-labels").rglob("*")))
 
 
-def test_two_ranks_take_the_steps_of_one(done: Ranks, one: Path) -> None:
+@pytest.fixture(scope="module")
+def sharded(done: Ranks) -> Path:
+    """The same labels, and two ranks that fine-tune shards of the model (FSDP2)."""
+    out = done.copy("sharded", "5-unlearned", "6-evaluation", "8-report")
+    process = done.launch(TORCHRUN, *done.arguments(out), *TWO, "--set", "finetune.fsdp=true")
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert "4-labels: kept" in err
+    return out
+
+
+@pytest.mark.parametrize("kind", ["copies", "shards"])
+def test_two_ranks_take_the_steps_of_one(done: Ranks, one: Path, sharded: Path, kind: str) -> None:
+    both = done.out if kind == "copies" else sharded
     logs = [
         [json.loads(line) for line in (run / "5-unlearned" / "log.jsonl").read_text().splitlines()]
-        for run in (done.out, one)
+        for run in (both, one)
     ]
     assert len(logs[0]) == len(logs[1]) > 30
     for name, tolerance in (("lr", 0), ("loss", 1e-4), ("grad_norm", 1e-3)):
         two, single = ([row[name] for row in log] for log in logs)
         assert two == pytest.approx(single, rel=tolerance), name
     assert logs[1][-1]["loss"] != pytest.approx(logs[1][0]["loss"], rel=1e-2)  # something was trained at all
-    models = [load_file(run / "5-unlearned" / "model" / "model.safetensors") for run in (done.out, one)]
+    models = [load_file(run / "5-unlearned" / "model" / "model.safetensors") for run in (both, one)]
+    assert models[0].keys() == models[1].keys()
     for name, tensor in models[0].items():
         assert (tensor - models[1][name]).abs().max() < 1e-4, name
 

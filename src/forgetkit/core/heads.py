@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from forgetkit.core.sharded import is_sharded
+
 RowsLoss = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
 """fp32 logits [C, V] of the rows that the slice names -> (their losses [C], the gradient of each by its logits [C, V]).
 It may write over what it is given."""
@@ -45,6 +47,9 @@ class SplitHead:
     def __init__(self, model: Any) -> None:
         self.model = model
         self._trunk, self._head = parts(model)
+        if is_sharded(model):  # only a call of the whole model gathers weights
+            self.split = False
+            return
         if model not in self._checked:
             self._checked[model] = self._trunk is not None and self._head is not None and self._agrees()
         self.split = self._checked[model]

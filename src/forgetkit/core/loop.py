@@ -44,6 +44,7 @@ from forgetkit.core.compact import CompactAdamW, check_available
 from forgetkit.core.errors import ForgetkitError, Interrupted
 from forgetkit.core.optim import MasterAdamW
 from forgetkit.core.progress import Progress, progress
+from forgetkit.core.sharded import ShardedAdamW, is_sharded
 from forgetkit.settings import TrainSettings
 
 T = TypeVar("T")
@@ -110,7 +111,7 @@ IDLE = "idle"
 
 
 class _Adapter(Trainer):  # type: ignore[misc]
-    """The Trainer with the caller's loss and, on several ranks, their own batches; nothing else is overridden."""
+    """The Trainer with the caller's loss and, on several ranks, their own batches."""
 
     loss_function: Callable[[PreTrainedModel, dict[str, Tensor]], Loss]
     window: _Window
@@ -124,7 +125,7 @@ class _Adapter(Trainer):  # type: ignore[misc]
         return DataLoader(
             self.train_dataset,
             batch_sampler=self.batches,
-            collate_fn=lambda items: self.data_collator(items) if items else {IDLE: torch.zeros(1)},
+            collate_fn=lambda items: self.data_collator(items) if items else self._idle_batch(),
             pin_memory=self.args.dataloader_pin_memory,
         )
 
@@ -137,13 +138,47 @@ class _Adapter(Trainer):  # type: ignore[misc]
     ) -> Tensor:
         """The micro-batch's summed loss; `_Steps` divides the summed gradients by the summed count."""
         if IDLE in inputs:
-            return _zero(model)
+            return self._idle_loss(model, inputs)
         loss = self.loss_function(model, inputs)
         self.window.add(loss)
         if loss.total.requires_grad:
             return loss.total
         # A micro-batch without any counted position: zero gradient instead of an error in backward.
         return loss.total + _zero(model)
+
+    def _idle_batch(self) -> dict[str, Tensor]:
+        return {IDLE: torch.zeros(1)}
+
+    def _idle_loss(self, model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
+        return _zero(model)
+
+
+class _ShardedAdapter(_Adapter):
+    """The same over shards: idle ranks compute too, as the others wait for their weights, and each saves its own."""
+
+    def _idle_batch(self) -> dict[str, Tensor]:
+        return {**self.data_collator([self.train_dataset[0]]), **super()._idle_batch()}
+
+    def _idle_loss(self, model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
+        return 0.0 * self.loss_function(model, {k: v for k, v in inputs.items() if k != IDLE}).total
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The weights are the optimizer's masters, and saved with it."""
+        Path(str(output_dir)).mkdir(parents=True, exist_ok=True)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        pass
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        state = {"optimizer": self.optimizer.state_dict(), "scheduler": self.lr_scheduler.state_dict()}
+        torch.save(state, Path(output_dir) / f"shard-{distributed.rank()}.pt")
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        state = torch.load(Path(checkpoint) / f"shard-{distributed.rank()}.pt", map_location="cpu", weights_only=True)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.lr_scheduler.load_state_dict(state["scheduler"])
 
 
 @contextlib.contextmanager
@@ -256,7 +291,8 @@ class _Steps(TrainerCallback):  # type: ignore[misc]
         self.rows.append(row)
         state.log_history.append(row)
         self.bar.advance(1, note=f"loss {loss:.3f}")
-        due = state.global_step in self.plan.snapshot_steps and distributed.is_main()
+        writes = distributed.is_main() or is_sharded(model)  # shards are gathered by all
+        due = state.global_step in self.plan.snapshot_steps and writes
         if self.plan.on_snapshot is not None and due:
             with _same_randomness():
                 self.plan.on_snapshot(state.global_step, model)
@@ -359,7 +395,8 @@ def train(
     repeated after a crash; the model is then in its compute dtype and its weights must be left as found.
 
     On several ranks every one calls this with the same arguments and a `folder` that all can reach, and ends with
-    the same model; rank 0 writes the checkpoints and takes the snapshots.
+    the same model; rank 0 writes the checkpoints and takes the snapshots. A sharded model (`core.sharded`) stays
+    sharded: each rank writes a part of the checkpoints, and `on_snapshot` is called on all, as saving gathers.
 
     Raises ForgetkitError on a non-finite loss or gradient, before the update; Interrupted after SIGINT or
     SIGTERM, when a checkpoint has been written.
@@ -368,7 +405,7 @@ def train(
     assert settings.learning_rate is not None
     check_available(settings.optimizer, str(model.device), "optimizer")
     steps = math.ceil(len(dataset) / (settings.batch_blocks * settings.accumulation))
-    optimizer = OPTIMIZERS[settings.optimizer](
+    optimizer = (ShardedAdamW if is_sharded(model) else OPTIMIZERS[settings.optimizer])(
         [p for p in model.parameters() if p.requires_grad],
         settings.learning_rate,
         weight_decay=settings.weight_decay,
@@ -412,7 +449,7 @@ def _run(
     ):
         window = _Window()
         callback = _Steps(plan, optimizer, window, signals, bar)
-        trainer = _Adapter(
+        trainer = (_ShardedAdapter if is_sharded(model) else _Adapter)(
             model=model,
             args=_arguments(settings, plan.folder, model.device, seed),
             data_collator=collate,

@@ -26,9 +26,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging as hf_logging
 
+from forgetkit.core import distributed
 from forgetkit.core.artifacts import hash_file
 from forgetkit.core.attention import use_products
 from forgetkit.core.errors import ForgetkitError
+from forgetkit.core.sharded import gathered, is_sharded, shard
 from forgetkit.settings import ModelSettings
 
 _TOKENIZER_FILES = (
@@ -300,9 +302,15 @@ def resolve_device(name: str = "auto", dtype: torch.dtype | str = torch.float32)
 
 
 def load_model(
-    source: str | Path, settings: ModelSettings | None = None, *, dtype: torch.dtype | str | None = None
+    source: str | Path,
+    settings: ModelSettings | None = None,
+    *,
+    dtype: torch.dtype | str | None = None,
+    fsdp: bool = False,
 ) -> PreTrainedModel:
     """A causal model in eval mode on the resolved device, in ``dtype`` or else ``settings.dtype``, cache off.
+
+    With ``fsdp`` it is cut over the ranks (`core.sharded`), all of which must call this.
 
     Raises ForgetkitError when it does not exist, is no causal model, needs remote code, has damaged,
     incomplete or non-finite weights, has fewer embedding rows than its tokenizer has tokens, or does not fit;
@@ -326,7 +334,8 @@ def load_model(
                 attn_implementation="sdpa",
                 output_loading_info=True,
             )
-        model.to(device)
+        if not fsdp:
+            model.to(device)
     except torch.OutOfMemoryError as error:
         raise ForgetkitError(f"the model does not fit on {device}", str(folder), "use model.device=cpu") from error
     except _LOAD_ERRORS as error:
@@ -342,6 +351,8 @@ def load_model(
     model.eval()
     model.config.use_cache = False
     use_products(model)
+    if fsdp:
+        shard(model, device.type)
     return model
 
 
@@ -366,20 +377,29 @@ def save_model(
 ) -> None:
     """Write a plain Hugging Face folder: safetensors in ``dtype`` (None: the input's), and the rest.
 
+    On several ranks rank 0 writes; a sharded model is gathered first, so all of them must call this.
+
     Tokenizer, generation config and licence files are copied byte for byte from ``tokenizer_source``, the
     model that training started from; config.json is the input's, with the dtype brought up to date.
     """
     source = local_folder(tokenizer_source)
     target = source_dtype(source) if dtype is None else as_dtype(dtype)
-    cast: dict[tuple[object, ...], torch.Tensor] = {}
+    writes = distributed.is_main()
+    if not writes and not is_sharded(model):
+        return
+    cast: dict[object, torch.Tensor] = {}
     state: dict[str, torch.Tensor] = {}
-    for name, value in model.state_dict().items():
+    for name, value in model.state_dict(keep_vars=True).items():
         # tied weights must stay one tensor, or they are written twice
-        key = (value.device, value.data_ptr(), value.shape, value.stride(), value.dtype)
+        place = (value.device, value.data_ptr(), value.shape, value.stride(), value.dtype)
+        key = id(value) if is_sharded(model) else place
         if key not in cast:
             kind = target if value.is_floating_point() else value.dtype
-            cast[key] = value.detach().to("cpu", kind)
+            full = gathered(value)
+            cast[key] = full.to("cpu", kind) if writes else full.new_empty(0)
         state[name] = cast[key]
+    if not writes:
+        return
     out.mkdir(parents=True, exist_ok=True)
     with _silence():
         model.save_pretrained(out, state_dict=state)

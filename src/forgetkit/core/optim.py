@@ -45,7 +45,11 @@ class MasterAdamW(torch.optim.Optimizer):
             if parameter.dtype != torch.float32
         ]
         for parameter in self._parameters():
-            self.state[parameter] = self._start(parameter.detach())
+            self.state[parameter] = self._start(self._weight(parameter))
+
+    def _weight(self, parameter: Tensor) -> Tensor:
+        """The weight of a parameter that this process trains."""
+        return parameter.detach()
 
     def _start(self, weight: Tensor) -> dict[str, Tensor]:
         """The state before the first step."""
@@ -114,12 +118,16 @@ class MasterAdamW(torch.optim.Optimizer):
         if not gradients:
             return 0.0
         inverse = 1.0 / divisor if divisor > 0 else 0.0
-        raw = get_total_norm(gradients).item()
+        raw = self._norm(gradients)
         norm = raw * inverse if raw < float("inf") else raw
         if not norm < float("inf"):
             return norm
         torch._foreach_mul_(gradients, inverse * min(1.0, max_norm / (norm + 1e-6)))
         return norm
+
+    def _norm(self, gradients: list[Tensor]) -> float:
+        """The norm of all gradients together."""
+        return float(get_total_norm(gradients))
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -137,9 +145,10 @@ class MasterAdamW(torch.optim.Optimizer):
         """A model moved after this optimizer was made would be trained in name only."""
         state = self.state[parameter]
         held = state["master"] if "master" in state else state["low"]
-        moved = parameter.device != held.device
-        if parameter.dtype == torch.float32:
-            moved = moved or parameter.data_ptr() != held.data_ptr()
+        weight = self._weight(parameter)
+        moved = weight.device != held.device
+        if weight.dtype == torch.float32:
+            moved = moved or weight.data_ptr() != held.data_ptr()
         assert not moved, "the model was moved while it was trained"
 
     def _update(self, group: dict[str, Any], used: list[Tensor]) -> None:

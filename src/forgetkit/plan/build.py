@@ -17,7 +17,7 @@ WITH_MODELS = ("2-reinforced", "3-anchors", "4-labels", "5-unlearned", "6-evalua
 SHARED = (*TRAINING, "4-labels")
 """Stages that the ranks of a run divide among them."""
 
-_FULL: dict[str, Any] = {"adapter": "full", "optimizer": "adamw", "gradient_checkpointing": False}
+_FULL: dict[str, Any] = {"adapter": "full", "optimizer": "adamw", "gradient_checkpointing": False, "fsdp": False}
 WAYS: dict[str, dict[str, Any]] = {
     "full": _FULL,
     "full, gradient checkpointing": _FULL | {"gradient_checkpointing": True},
@@ -26,6 +26,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "LoRA": _FULL | {"adapter": "lora"},
 }
 """Ways to fine-tune that the plan compares."""
+_SHARDED = {"full, sharded": _FULL | {"fsdp": True}}
+"""The one more that there is on several ranks."""
 
 
 def make_plan(
@@ -104,7 +106,7 @@ def _rates(
 def _ways(case: Case, plan: Plan, machine: Machine, rates: Rates | None, room: int) -> list[dict[str, Any]]:
     """The fine-tune in every way that could be chosen; only the run's own way was timed, the others go by FLOPs."""
     rows = []
-    for name, changes in WAYS.items():
+    for name, changes in (WAYS | (_SHARDED if case.settings.world_size > 1 else {})).items():
         chosen = case.settings.finetune.model_copy(update=changes)
         work, need = plan.unlearned(chosen), case.training(chosen)
         rows.append(

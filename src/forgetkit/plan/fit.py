@@ -101,6 +101,9 @@ class Case:
             all_parameters=self.shape.parameters,
             trained=self.trained(settings),
             step=self._step(settings),
+            ranks=self.settings.world_size,
+            # Embeddings and head, the layer that is computed and the one that is fetched meanwhile.
+            gathered=self.shape.parameters - self.shape.matmul + 2 * self.shape.matmul // self.shape.layers,
             saves_here=models.resolve_device(self.settings.model.device).type != "cuda",
         )
 
@@ -150,8 +153,8 @@ class Case:
     def remedy(self, stage: str, machine: Machine, room: int) -> tuple[str, ...] | None:
         """The `section.key=value` settings with which a stage takes at most `room` bytes; None: there are none.
 
-        Trainings try smaller micro-batches at the same effective batch first, then gradient checkpointing, then 8-bit
-        moments, then LoRA: what changes the result least comes first.
+        Trainings try smaller micro-batches at the same effective batch first, then gradient checkpointing, then shards
+        if there are several ranks, then 8-bit moments, then LoRA: what changes the result least comes first.
         """
 
         def fits(need: Need) -> bool:
@@ -160,7 +163,7 @@ class Case:
         if stage in TRAINING:
             section = SECTIONS[stage]
             asked: TrainSettings = getattr(self.settings, section)
-            for changes in _ways(asked):
+            for changes in _ways(asked, self.settings.world_size):
                 if not fits(self.training(_changed(asked, changes | _batch(asked, 1)))):
                     continue
                 for size in _halves(asked.batch_blocks):
@@ -197,12 +200,14 @@ def _halves(size: int) -> Iterator[int]:
     yield 1
 
 
-def _ways(asked: TrainSettings) -> list[dict[str, Any]]:
+def _ways(asked: TrainSettings, ranks: int) -> list[dict[str, Any]]:
     """Changes to `asked`, from none to the most frugal."""
     saving = {"gradient_checkpointing": True}
     ways: list[dict[str, Any]] = [{}, saving]
     if asked.adapter == "full":
-        ways += [saving | {"optimizer": "adamw_8bit"}, {"adapter": "lora"}, saving | {"adapter": "lora"}]
+        ways += [saving | {"optimizer": "adamw", "fsdp": True}] * (ranks > 1)
+        lora = {"adapter": "lora"}
+        ways += [{**more, "fsdp": False} for more in (saving | {"optimizer": "adamw_8bit"}, lora, saving | lora)]
     return ways
 
 

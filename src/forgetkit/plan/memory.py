@@ -114,6 +114,11 @@ def _training_step(config: Any, dtype: torch.dtype, settings: TrainSettings, row
     net.train()
 
     def loss(net: Any) -> Tensor:
+        for parameter in net.parameters():
+            if (
+                parameter.requires_grad and parameter.dtype != torch.float32
+            ):  # `core.optim` sums these elsewhere and frees each at once
+                parameter.register_post_accumulate_grad_hook(_free)
         trunk, head = parts(net)
         ids = torch.zeros(rows, tokens, dtype=torch.long)
         hidden = trunk(input_ids=ids, use_cache=False).last_hidden_state
@@ -127,6 +132,10 @@ def _training_step(config: Any, dtype: torch.dtype, settings: TrainSettings, row
     # What the forward pass no longer needs is gone before the backward pass begins, as in a run.
     with recomputing(net, settings.gradient_checkpointing):
         return _peak(net, lambda net: torch.autograd.backward(loss(net)))
+
+
+def _free(parameter: Tensor) -> None:
+    parameter.grad = None
 
 
 def label_batch(config: Any, dtype: torch.dtype, settings: RelabelSettings, rows: int, tokens: int) -> int:
@@ -193,12 +202,19 @@ def training(
     trained: int,
     step: int,
     saves_here: bool = True,
+    ranks: int = 1,
+    gathered: int = 0,
 ) -> Need:
     """A training stage; `step` is its `training_step`.
 
     `saves_here`: weights to be saved are copied within the same memory (a CPU's), not to another.
+    `ranks` and `gathered`: with `fsdp`, what shares the weights, and those that are whole on each rank at one time.
     """
     width = dtype.itemsize
+    if settings.fsdp:
+        mine = FP32 * -(-all_parameters // ranks)
+        need = Need(weights=mine, optimizer=2 * mine, gradients=mine, step=step + gathered * (width + FP32))
+        return replace(need, least=need.held + saves_here * width * all_parameters)
     own = FP32 if settings.adapter == "lora" else width  # adapters are fp32 whatever the model is
     frozen = all_parameters if settings.adapter == "lora" else 0
     sums = FP32 * trained if own != FP32 else 0

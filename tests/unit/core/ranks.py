@@ -19,6 +19,7 @@ from forgetkit.core.errors import ForgetkitError, Interrupted
 from forgetkit.core.loop import Loss, train
 from forgetkit.core.lora import attach
 from forgetkit.core.optim import MasterAdamW
+from forgetkit.core.sharded import ShardedAdamW, gathered, shard
 from forgetkit.settings import LoraSettings, TrainSettings
 from tests import toys
 
@@ -33,14 +34,18 @@ def collate(blocks: list[np.ndarray]) -> dict[str, torch.Tensor]:
 
 
 def model(kind: str) -> Any:
-    net = toys.model("llama").to(torch.bfloat16 if kind == "bfloat16" else torch.float32)
+    net = toys.model("llama").to(torch.bfloat16 if kind.startswith("bfloat16") else torch.float32)
+    if kind.endswith("sharded"):
+        shard(net, "cpu")
     return attach(net, LoraSettings(rank=4), seed=1) if kind == "lora" else net
 
 
-def trajectory(folder: Path, kind: str, loss: Any = lm_loss, **more: Any) -> dict[str, Any]:
+def trajectory(
+    folder: Path, kind: str, loss: Any = lm_loss, settings: TrainSettings = SETTINGS, **more: Any
+) -> dict[str, Any]:
     net = model(kind)
-    told = train(net, BLOCKS, collate, loss, SETTINGS, folder, seed=3, label="test", **more)
-    trained = [p.detach().double() for p in net.parameters() if p.requires_grad]
+    told = train(net, BLOCKS, collate, loss, settings, folder, seed=3, label="test", **more)
+    trained = [gathered(p).double() for p in net.parameters() if p.requires_grad]
     return {
         "loss": [row["loss"] for row in told.log],
         "norm": [row["grad_norm"] for row in told.log],
@@ -71,6 +76,14 @@ def uneven_gradients() -> list[list[float]]:
     return found
 
 
+def held() -> dict[str, int]:
+    """Elements of weights and of moments that this rank holds of a sharded model."""
+    net = model("float32-sharded")
+    optimizer = ShardedAdamW(net.parameters())
+    moments = [entry[name].numel() for entry in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
+    return {"weights": sum(p.to_local().numel() for p in net.parameters()), "moments": sum(moments)}
+
+
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     told: dict[str, Any] = {}
@@ -80,21 +93,30 @@ def main(folder: Path) -> None:
     told["broadcast"] = distributed.broadcast(f"from {me}")
     told["share"] = list(distributed.share(5))
     told["uneven"] = uneven_gradients()
-    for kind in ("float32", "bfloat16", "lora"):
+    for kind in ("float32", "bfloat16", "lora", "float32-sharded", "bfloat16-sharded"):
         told[kind] = trajectory(folder / kind, kind)
+    told["held"] = held()
     try:
         trajectory(folder / "broken", "float32", broken_on_one_rank)
     except ForgetkitError as error:
         told["broken"] = str(error)
 
-    def stop(step: int, _: Any) -> None:  # on rank 0 alone, as snapshots are
-        os.kill(os.getpid(), signal.SIGTERM)
+    def stop(step: int, _: Any) -> None:  # on rank 0 alone, as snapshots are unless they must be gathered
+        if distributed.is_main():
+            os.kill(os.getpid(), signal.SIGTERM)
 
     try:
         trajectory(folder / "stopped", "float32", snapshot_steps=[3], on_snapshot=stop)
     except Interrupted as error:
         told["stopped"] = error.number
     told["continued"] = trajectory(folder / "stopped", "float32")
+    try:
+        trajectory(folder / "sharded", "float32-sharded", snapshot_steps=[3], on_snapshot=stop)
+    except Interrupted as error:
+        told["sharded"] = {"stopped": error.number, "files": sorted(p.name for p in folder.glob("sharded/*-3/*"))}
+    told["sharded"]["continued"] = trajectory(folder / "sharded", "float32-sharded")
+    again = SETTINGS.model_copy(update={"gradient_checkpointing": True})
+    told["recomputed"] = trajectory(folder / "recomputed", "bfloat16-sharded", settings=again)
     told["checkpoints"] = sorted(p.name for p in (folder / "stopped").iterdir())
     distributed.barrier()
     if me == 1:

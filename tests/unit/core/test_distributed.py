@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 
 from forgetkit.core import distributed
 from forgetkit.core.errors import ForgetkitError
+from forgetkit.core.sharded import check_shards
+from forgetkit.settings import TrainSettings
 from tests.unit.core import ranks
 
 LAUNCHED = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
@@ -134,20 +136,21 @@ def test_what_ranks_say_to_each_other(two: tuple[dict[str, Any], dict[str, Any]]
     assert [told["share"] for told in two] == [[0, 1, 2], [3, 4]]
 
 
-@pytest.mark.parametrize("kind", ["float32", "bfloat16", "lora"])
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "lora", "float32-sharded", "bfloat16-sharded"])
 def test_two_ranks_train_as_one_process(two: tuple[dict[str, Any], dict[str, Any]], tmp_path: Path, kind: str) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    one = ranks.trajectory(tmp_path, kind)
+    plain = kind.removesuffix("-sharded")
+    one = ranks.trajectory(tmp_path, plain)
     torch.set_num_threads(before)
-    assert two[0][kind] == two[1][kind]  # replicas: the same bits
+    assert two[0][kind] == two[1][kind]  # replicas, or the same shards gathered: the same bits
     # bf16 rounds a block's gradient differently beside another block
-    tolerance = 1e-2 if kind == "bfloat16" else 1e-5
+    tolerance = 1e-2 if plain == "bfloat16" else 1e-5
     assert len(one["loss"]) == 8
     assert two[0][kind]["loss"] == pytest.approx(one["loss"], rel=tolerance)
     assert two[0][kind]["norm"] == pytest.approx(one["norm"], rel=10 * tolerance)
     assert two[0][kind]["sum"] == pytest.approx(one["sum"], rel=tolerance)
-    start = [p.detach().double().flatten()[:5].tolist() for p in ranks.model(kind).parameters() if p.requires_grad]
+    start = [p.detach().double().flatten()[:5].tolist() for p in ranks.model(plain).parameters() if p.requires_grad]
     assert two[0][kind]["weights"] != start
 
 
@@ -171,6 +174,41 @@ def test_a_signal_to_one_rank_stops_both_and_they_continue_exactly(
         assert told["stopped"] == 15
         assert told["continued"] == told["float32"]
         assert "checkpoint-6" in told["checkpoints"]
+
+
+def test_shards_are_saved_by_their_ranks_and_continued_exactly(two: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    for told in two:
+        sharded = told["sharded"]
+        assert sharded["stopped"] == 15
+        assert {"shard-0.pt", "shard-1.pt", "MANIFEST.json"} <= set(sharded["files"])
+        assert not [name for name in sharded["files"] if name.endswith(".safetensors")]
+        assert sharded["continued"] == told["float32-sharded"]
+
+
+def test_shards_and_recomputed_activations_go_together(two: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    for told in two:
+        assert told["recomputed"] == told["bfloat16-sharded"]
+
+
+def test_shards_hold_half_of_every_weight_and_moment(two: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    whole = sum(p.numel() for p in ranks.model("float32").parameters())
+    assert [told["held"]["weights"] for told in two] == [whole // 2, whole - whole // 2]
+    assert [told["held"]["moments"] for told in two] == [2 * told["held"]["weights"] for told in two]
+
+
+@pytest.mark.parametrize(
+    ("more", "count", "message"),
+    [
+        ({}, 1, "one process has nobody to share the weights with"),
+        ({"adapter": "lora"}, 2, "adapters are trained without shards"),
+        ({"optimizer": "adamw_8bit"}, 2, "shards are trained by adamw"),
+    ],
+)
+def test_shards_that_cannot_be(more: dict[str, Any], count: int, message: str) -> None:
+    with pytest.raises(ForgetkitError, match=f"{message}.*finetune.fsdp|finetune.fsdp.*{message}"):
+        check_shards(TrainSettings(fsdp=True, **more), count, "finetune")
+    check_shards(TrainSettings(fsdp=True), 2, "finetune")
+    check_shards(TrainSettings(**more), 1, "finetune")
 
 
 def test_a_rank_that_ends_ends_the_others_and_one_alone_tells(two: tuple[dict[str, Any], dict[str, Any]]) -> None:

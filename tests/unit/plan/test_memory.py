@@ -62,12 +62,20 @@ def batch() -> dict[str, Tensor]:
     }
 
 
+def free_gradients(net: Any) -> None:
+    """As `MasterAdamW` does, whose sums are counted apart."""
+    for parameter in net.parameters():
+        if parameter.requires_grad and parameter.dtype != torch.float32:
+            parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
+
+
 def really(settings: TrainSettings, dtype: torch.dtype) -> int:
     """Bytes at most alive in the loss's own forward and backward pass."""
     net = AutoModelForCausalLM.from_config(config(), dtype=dtype, attn_implementation="sdpa")
     if settings.adapter == "lora":
         net = lora.attach(net, settings.lora)
     net.train()
+    free_gradients(net)
     loss = WhpLoss(1.0) if isinstance(settings, FinetuneSettings) else lm_loss
     given = batch()
     if isinstance(loss, WhpLoss):
@@ -123,6 +131,15 @@ def test_masters_moments_and_sums_are_the_optimisers(dtype: torch.dtype) -> None
     assert eight.weights + eight.optimizer == count * 6
 
 
+def test_shards_need_what_a_rank_holds_of_them() -> None:
+    settings, count = FinetuneSettings(fsdp=True), 10**9
+    alone = memory.training(torch.bfloat16, FinetuneSettings(), all_parameters=count, trained=count, step=0)
+    four = memory.training(torch.bfloat16, settings, all_parameters=count, trained=count, step=7, ranks=4, gathered=100)
+    assert four.held == count * 16 // 4  # fp32: shard, gradient and two moments (tests/unit/core/test_distributed.py)
+    assert four.step == 7 + 100 * (2 + 4)
+    assert four.total < alone.total / 2
+
+
 def test_labelling_allocates_what_was_predicted() -> None:
     text = corpus(toys.TEXT * 6, 40)
     net = toys.model("llama", VOCABULARY)
@@ -144,7 +161,7 @@ def test_passes_without_gradients_do_not_grow_with_depth() -> None:
 RESIDENT = """
 import torch
 from pathlib import Path
-from tests.unit.plan.test_memory import LARGE, VOCABULARY, large
+from tests.unit.plan.test_memory import LARGE, VOCABULARY, free_gradients, large
 from forgetkit.core.batches import lm_loss
 from forgetkit.plan import memory
 from forgetkit.settings import ReinforceSettings
@@ -154,6 +171,7 @@ def most(reset=False):
         Path("/proc/self/clear_refs").write_text("5")
     return next(int(l.split()[1]) * 1024 for l in open("/proc/self/status") if l.startswith("VmHWM"))
 net, given = large()
+free_gradients(net)
 def step():
     lm_loss(net, given).total.backward()
     net.zero_grad()
