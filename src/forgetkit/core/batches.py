@@ -47,11 +47,6 @@ def pad_blocks(blocks: Sequence[NDArray[Any]], pad_id: int, bos_id: int | None =
     return ids, valid
 
 
-def strip_bos(output: Tensor, bos_id: int | None) -> Tensor:
-    """Outputs [B, T, ...] for `pad_blocks` input in the blocks' own coordinates: without any BOS column."""
-    return output if bos_id is None else output[:, 1:]
-
-
 def lm_loss(model: PreTrainedModel, batch: dict[str, Tensor]) -> Loss:
     """Next-token cross-entropy: logits at position i against token i+1, summed over valid i+1.
 

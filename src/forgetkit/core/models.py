@@ -17,8 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-import numpy as np
-import numpy.typing as npt
 import torch
 from huggingface_hub.errors import EntryNotFoundError, StrictDataclassError
 from safetensors import SafetensorError
@@ -248,16 +246,6 @@ def load_tokenizer(source: str | Path, settings: ModelSettings | None = None) ->
         remedy = "use a model that comes with a tokenizer.json"
         raise ForgetkitError("the tokenizer gives no character offsets, which labels need", str(folder), remedy)
     return tokenizer
-
-
-def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-    """Ids [n] of ``text`` without special tokens, and each one's (start, end) in characters of it [n, 2].
-
-    Spans of neighbouring tokens may overlap or be empty; they need not tile the text.
-    """
-    out = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, truncation=False, verbose=False)
-    ids = np.asarray(out["input_ids"], dtype=np.int32)
-    return ids, np.asarray(out["offset_mapping"], dtype=np.int32).reshape(len(ids), 2)
 
 
 # --- models --------------------------------------------------------------------------------------------

@@ -26,9 +26,9 @@ from forgetkit.core import distributed
 from forgetkit.core.batches import pad_blocks
 from forgetkit.core.errors import ForgetkitError
 from forgetkit.core.heads import SplitHead
-from forgetkit.core.models import encode
 from forgetkit.core.progress import Progress
 from forgetkit.corpus.blocks import BlockedCorpus
+from forgetkit.corpus.tokenise import encode
 from forgetkit.relabel.combine import TopK, generic_logits, hard_labels, in_space, salience, soft_labels
 from forgetkit.relabel.consistency import (
     LabelPlan,
@@ -80,7 +80,7 @@ def prepare_blocks(
             matches = matcher.find(corpus.documents[document].text)
         text = corpus.documents[document].text
         translation = translate(text, matches, block.char_start, block.char_end)
-        target_ids, target_offsets = encode(tokenizer, translation.text)
+        target_ids, target_offsets = encode(translation.text, tokenizer)
         alignment = align(block.offsets, block.ids, translation, block.char_start, target_offsets, target_ids)
         yield PreparedBlock(block.ids, target_ids, plan_block(alignment, target_ids, settings, telltale))
 
@@ -320,7 +320,7 @@ def anchor_token_ids(dictionary: Dictionary, tokenizer: Any) -> NDArray[np.int32
     found: set[int] = set()
     for anchor in dictionary.kept:
         for text in (anchor.term, " " + anchor.term):
-            found.update(int(i) for i in encode(tokenizer, text)[0])
+            found.update(int(i) for i in encode(text, tokenizer)[0])
     return np.array(sorted(found), np.int32)
 
 

@@ -6,16 +6,12 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import processors
-from transformers import PreTrainedTokenizerFast
 
 from forgetkit.core.errors import ForgetkitError
 from forgetkit.core.models import (
-    encode,
     load_model,
     load_tokenizer,
     local_folder,
@@ -233,32 +229,6 @@ def test_fingerprint_sees_every_file_that_matters_and_not_the_place(folder: Path
     (folder / "tokenizer_config.json").rename(folder / "special_tokens_map.json")
     seen.add(model_fingerprint(folder))
     assert len(seen) == 7
-
-
-@pytest.mark.parametrize("shape", toys.SHAPES)
-def test_encode(shape: str) -> None:
-    tokenizer = toys.tokenizer(shape)
-    text = "Dorothy’s “Emerald City” ïs fár 🙂 away"
-    ids, offsets = encode(tokenizer, text)
-    assert ids.dtype == offsets.dtype == np.int32 and offsets.shape == (len(ids), 2)
-    assert offsets.min() >= 0 and offsets.max() == len(text)
-    assert tokenizer.decode(ids) == text
-    assert [a.shape for a in encode(tokenizer, "")] == [(0,), (0, 2)]
-
-
-def test_encode_does_not_truncate_and_adds_nothing(tmp_path: Path) -> None:
-    tokenizer = with_front(["<|endoftext|>"])
-    tokenizer.model_max_length = 5
-    ids, _ = encode(tokenizer, toys.TEXT)
-    assert len(ids) > 50 and ids[0] != 0
-
-
-def with_front(front: list[str]) -> PreTrainedTokenizerFast:
-    backend = type(toys.tokenizer().backend_tokenizer).from_str(toys.tokenizer().backend_tokenizer.to_str())
-    backend.post_processor = processors.TemplateProcessing(
-        single=[*front, "$A", "<|endoftext|>"], special_tokens=[("<|endoftext|>", 0)]
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<|endoftext|>")
 
 
 def test_slow_tokenizer_is_refused(tmp_path: Path) -> None:

@@ -212,3 +212,28 @@ def test_truncated_missing_and_altered_files_are_refused(saved, name):
     (folder / name).unlink()
     with pytest.raises(ForgetkitError):
         BlockedCorpus.load(folder)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_ids_and_offsets(shape):
+    tok = tokenizer(shape)
+    text = "Dorothy’s “Emerald City” ïs fár 🙂 away"
+    ids, offsets = encode(text, tok)
+    assert ids.dtype == offsets.dtype == np.int32
+    assert offsets.shape == (len(ids), 2)
+    assert offsets.min() >= 0
+    assert offsets.max() == len(text)
+    assert tok.decode(ids) == text
+    assert [a.shape for a in encode("", tok)] == [(0,), (0, 2)]
+
+
+def test_nothing_is_cut_off_and_nothing_added():
+    backend = tokenizer().backend_tokenizer
+    tok = PreTrainedTokenizerFast(tokenizer_object=type(backend).from_str(backend.to_str()), model_max_length=5)
+    tok.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=["<|endoftext|>", "$A", "<|endoftext|>"], special_tokens=[("<|endoftext|>", 0)]
+    )
+    assert tok(TEXT)["input_ids"][0] == 0
+    ids, _ = encode(TEXT, tok)
+    assert len(ids) > 50
+    assert 0 not in ids
