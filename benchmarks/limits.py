@@ -12,7 +12,10 @@ from typing import Any
 
 import torch
 
+from forgetkit import demo
+from forgetkit.core.models import load_model
 from forgetkit.plan.shape import Shape
+from forgetkit.settings import ModelSettings
 
 
 def synchronise(device: torch.device) -> None:
@@ -36,6 +39,15 @@ def gemm_peak(model: Any, rows: int = 2048, repeats: int = 5) -> float:
             synchronise(device)
             best = min(best, time.perf_counter() - began)
     return 2 * rows * sum(w.numel() for w in weights) / best
+
+
+def demo_gflops(threads: int) -> float:
+    """GFLOP/s of the bundled model's matrix products in bf16, on so many CPU threads: what a time was recorded on."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    found = gemm_peak(load_model(demo.MODEL, ModelSettings(device="cpu", dtype="bfloat16"))) / 1e9
+    torch.set_num_threads(before)
+    return round(found)
 
 
 @dataclass(frozen=True)

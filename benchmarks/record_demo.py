@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks.limits import demo_gflops
 from forgetkit.evaluate.compare import percent
 
 ROOT = Path(__file__).parents[1]
@@ -47,6 +49,7 @@ def record(run: Path) -> dict[str, Any]:
         "health": {role: model["health"]["status"] for role, model in results["models"].items()},
         "seconds": {m["stage"]: round(m["seconds"]) for m in manifests},
         "threads": last["threads"],
+        "gflops": demo_gflops(last["threads"]),
         "versions": last["versions"],
     }
 
@@ -62,7 +65,8 @@ def table(data: dict[str, Any]) -> str:
     lines.append("")
     lines.append(
         f"Health: {', '.join(f'{role} {verdict}' for role, verdict in sorted(data['health'].items()))}. "
-        f"The run took {total} s on {data['threads']} CPU threads. "
+        f"The run took {total} s on {data['threads']} CPU threads "
+        f"that multiply the model's matrices at {data['gflops']:.0f} GFLOP/s. "
         "`make demo` makes these figures; `benchmarks/record_demo.py` put them here."
     )
     return "\n".join(lines)

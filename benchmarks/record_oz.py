@@ -15,6 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks.limits import demo_gflops
 from forgetkit.bench import ablation, oz
 
 ROOT = Path(__file__).parents[1]
@@ -32,6 +34,7 @@ def record(run: Path) -> dict[str, Any]:
     manifests = [json.loads(path.read_text()) for path in sorted(run.glob("[1-8]-*/MANIFEST.json"))]
     told["seconds"] = {manifest["stage"]: round(manifest["seconds"]) for manifest in manifests}
     told["threads"] = manifests[-1]["threads"]
+    told["gflops"] = demo_gflops(told["threads"])
     ablated = run / oz.BENCH / "ablation.json"
     if ablated.is_file():
         told["ablation"] = {key: own for key, own in json.loads(ablated.read_text()).items() if key != "made_from"}
@@ -48,7 +51,8 @@ def page(records: list[dict[str, Any]]) -> str:
             f"## Measured: {name}",
             "",
             f"`forgetkit bench oz{option}` made these tables, `benchmarks/record_oz.py` put them here. "
-            f"Stages 1 to 8 took {sum(told['seconds'].values())} s on {told['threads']} CPU threads.",
+            f"Stages 1 to 8 took {sum(told['seconds'].values())} s on {told['threads']} CPU threads "
+            f"that multiply the model's matrices at {told['gflops']:.0f} GFLOP/s.",
             "",
         ]
         tables = oz.tables(told) + (ablation.tables(told["ablation"]) if "ablation" in told else [])

@@ -107,7 +107,8 @@ def test_the_table_is_the_recorded_demo() -> None:
     recorded = json.loads(module.RECORD.read_text())
     assert module.between(README) == module.table(recorded)
     assert recorded["health"]["unlearned"] == "healthy"
-    assert sum(recorded["seconds"].values()) < 360
+    # six minutes on a machine that multiplies at 680 GFLOP/s, as two cores with AVX512-bf16 should
+    assert sum(recorded["seconds"].values()) * recorded["gflops"] < 360 * 680
 
 
 def test_the_testbed_page_is_the_recorded_benchmark() -> None:
