@@ -35,6 +35,7 @@ from transformers import (
     TrainingArguments,
     get_scheduler,
 )
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.utils import logging as hf_logging
 
 from forgetkit.core import distributed
@@ -153,6 +154,11 @@ class _Adapter(Trainer):  # type: ignore[misc]
         return _zero(model)
 
 
+def _own_folder(checkpoint: str) -> Path:
+    """Where this rank keeps its shards in a checkpoint."""
+    return Path(checkpoint) / f"rank-{distributed.rank()}"
+
+
 class _ShardedAdapter(_Adapter):
     """The same over shards: idle ranks compute too, as the others wait for their weights, and each saves its own."""
 
@@ -170,15 +176,13 @@ class _ShardedAdapter(_Adapter):
         pass
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        state = {"optimizer": self.optimizer.state_dict(), "scheduler": self.lr_scheduler.state_dict()}
-        torch.save(state, Path(output_dir) / f"shard-{distributed.rank()}.pt")
+        own = _own_folder(output_dir)
+        own.mkdir()
+        torch.save(self.optimizer.state_dict(), own / OPTIMIZER_NAME)
+        torch.save(self.lr_scheduler.state_dict(), own / SCHEDULER_NAME)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None:
-            return
-        state = torch.load(Path(checkpoint) / f"shard-{distributed.rank()}.pt", map_location="cpu", weights_only=True)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.lr_scheduler.load_state_dict(state["scheduler"])
+        super()._load_optimizer_and_scheduler(None if checkpoint is None else str(_own_folder(checkpoint)))
 
 
 @contextlib.contextmanager

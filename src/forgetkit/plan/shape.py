@@ -42,7 +42,8 @@ def skeleton(config: Any, dtype: torch.dtype, training: TrainSettings | None = N
         ForgetkitError: `lora.target_modules` matches no layer.
     """
     with torch.device("meta"):
-        net = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+        # A copy: transformers notes the choice of attention in what it is given, which may be a living model's.
+        net = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype, attn_implementation="sdpa")
     net.config.use_cache = False
     if training is not None and training.adapter == "lora":
         net = lora.attach(net, training.lora)

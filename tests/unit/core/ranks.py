@@ -113,7 +113,10 @@ def main(folder: Path) -> None:
     try:
         trajectory(folder / "sharded", "float32-sharded", snapshot_steps=[3], on_snapshot=stop)
     except Interrupted as error:
-        told["sharded"] = {"stopped": error.number, "files": sorted(p.name for p in folder.glob("sharded/*-3/*"))}
+        told["sharded"] = {
+            "stopped": error.number,
+            "files": sorted(str(p.relative_to(folder / "sharded")) for p in folder.glob("sharded/*-3/**/*.*")),
+        }
     told["sharded"]["continued"] = trajectory(folder / "sharded", "float32-sharded")
     again = SETTINGS.model_copy(update={"gradient_checkpointing": True})
     told["recomputed"] = trajectory(folder / "recomputed", "bfloat16-sharded", settings=again)

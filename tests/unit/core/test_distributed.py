@@ -180,7 +180,9 @@ def test_shards_are_saved_by_their_ranks_and_continued_exactly(two: tuple[dict[s
     for told in two:
         sharded = told["sharded"]
         assert sharded["stopped"] == 15
-        assert {"shard-0.pt", "shard-1.pt", "MANIFEST.json"} <= set(sharded["files"])
+        assert {
+            f"checkpoint-3/{name}" for name in ("rank-0/optimizer.pt", "rank-1/optimizer.pt", "MANIFEST.json")
+        } <= set(sharded["files"])
         assert not [name for name in sharded["files"] if name.endswith(".safetensors")]
         assert sharded["continued"] == told["float32-sharded"]
 

@@ -103,3 +103,12 @@ def test_fewer_layers_make_a_model_of_that_depth(family: str) -> None:
 def test_steps_are_those_of_the_loop() -> None:
     assert optimizer_steps(59, ReinforceSettings(epochs=1, batch_blocks=4, accumulation=2)) == 8
     assert optimizer_steps(0, ReinforceSettings()) == 0
+
+
+def test_a_living_models_configuration_stays_as_it_is() -> None:
+    model = toys.model("llama")
+    model.set_attn_implementation("eager")
+    before = model.config.to_dict()
+    Shape.of(model.config)
+    assert model.config.to_dict() == before
+    assert model.config._attn_implementation == "eager"
