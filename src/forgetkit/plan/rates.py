@@ -1,4 +1,4 @@
-"""How fast this machine does a run's kinds of work: timed for about two seconds with the run's own architecture.
+"""How fast this machine does a run's kinds of work: timed for some seconds with the run's own architecture.
 
 A small model is timed as it is; of a large one copies with one and two layers are made, and what a layer costs and what
 the rest costs follow from the two. Every kind of work is the real function, repeated after a warm-up; the median
@@ -41,6 +41,8 @@ NOISE_LIMIT = 0.25
 within 25%; measurements that differ by more among themselves cannot keep that."""
 BUDGET = 0.3
 """Seconds of timing per kind of work; there are eight kinds."""
+LONGEST = 1.0
+"""Seconds that one repetition may take before it is given fewer rows than the run has."""
 LEAST, MOST = 3, 9
 """Repetitions after the warm-up."""
 WHOLE = 30_000_000
@@ -150,7 +152,8 @@ class Bench:
     def per_token(self, work: Callable[[int], int], rows: int, what: str) -> float:
         """Median seconds per token of `work(rows)`, which returns how many tokens it did.
 
-        Fewer rows than the run's are taken where its own would not fit into the budget; their cost is proportional.
+        Fewer rows than the run's are taken where its own would take longer than `LONGEST`: a call has costs whatever
+        its size (the gradients of embeddings and head), so a row in a small batch is dearer than in the run's.
         """
 
         def run(count: int) -> int:
@@ -161,7 +164,7 @@ class Bench:
         run(1)
         began = self.clock()
         run(1)
-        affordable = math.ceil(BUDGET / LEAST / max(self.clock() - began, 1e-6))
+        affordable = math.ceil(LONGEST / max(self.clock() - began, 1e-6))
         rows = max(1, min(rows, len(self.sample), affordable))
         tokens = run(rows)
         return timed(lambda: run(rows), what, self.clock) / tokens
@@ -317,7 +320,7 @@ def calibrate(
     pad_id: int,
     clock: Clock = time.perf_counter,
 ) -> Rates:
-    """Time every kind of work on this machine; about two seconds, more where a single step takes as long.
+    """Time every kind of work on this machine; some two seconds for a small model, more where single steps take longer.
 
     `clock`: `time.process_time` leaves out what other programs take, on a CPU with one thread.
 
