@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 .PHONY: demo test lint bench clean help
 
 help:
-	@echo "make demo   un-read three Oz books from the bundled model (5 to 10 minutes once installed, then: $(RUN)/8-report/index.html)"
+	@echo "make demo   un-read three Oz books from the bundled model (5 to 15 minutes once installed, then: $(RUN)/8-report/index.html)"
 	@echo "make test   run the tests"
 	@echo "make lint   ruff and mypy --strict"
 	@echo "make bench  speed and memory beside other ways to do it (long; benchmarks/speed.py)"

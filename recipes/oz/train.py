@@ -25,8 +25,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from forgetkit.core.artifacts import run_lock
 from forgetkit.core.attention import use_products
+from forgetkit.core.batches import lm_loss
 from forgetkit.core.errors import ForgetkitError
-from forgetkit.core.heads import SplitHead, cross_entropy
 from forgetkit.core.optim import MasterAdamW
 from forgetkit.core.progress import progress
 
@@ -57,10 +57,9 @@ def batch(corpus_NT: Any, oz_NT: Any, step: int, seed: int, oz: int) -> torch.Te
     return torch.from_numpy(rows_BT)
 
 
-def loss_of(head: SplitHead, ids_BT: torch.Tensor) -> torch.Tensor:
+def loss_of(model: Any, ids_BT: torch.Tensor) -> torch.Tensor:
     """Summed next-token cross-entropy of ids Long[B, T], in nats."""
-    hidden_NH = head.hidden(ids_BT)[:, :-1].flatten(0, 1)
-    return head.loss(hidden_NH, cross_entropy(ids_BT[:, 1:].flatten()))[0]
+    return lm_loss(model, {"input_ids": ids_BT, "valid": torch.ones_like(ids_BT, dtype=torch.bool)}).total
 
 
 def finished(folder: Path) -> bool:
@@ -84,7 +83,7 @@ def train(
     """Train in place, resume from `folder/state.pt`, log to `folder/curve.csv`, save the model into `folder`.
 
     Args:
-        model: Llama-shaped, with `model.model` and `model.lm_head`. folder: holds the tokenizer already.
+        model: any causal LM. folder: holds the tokenizer already.
         texts: the data folder. peak, warmup, decay: see `rate_at`. oz, seed: see `batch`.
         save_every: steps between states that a killed run goes on from.
 
@@ -106,7 +105,6 @@ def train(
         optimizer.load_state_dict(saved["optimizer"])
         first = saved["step"]
     use_products(model)
-    head = SplitHead(model)
     started = time.monotonic()
     with _curve(folder / "curve.csv", first) as write, progress(folder.name, steps, "steps", done=first) as bar:
         for step in range(first, steps):
@@ -115,7 +113,7 @@ def train(
             ids_BT = batch(corpus_NT, oz_NT, step, seed, oz).to(device)
             total = 0.0
             for part_BT in ids_BT.split(MICRO):  # type: ignore[no-untyped-call]
-                value = loss_of(head, part_BT)
+                value = loss_of(model, part_BT)
                 value.backward()  # type: ignore[no-untyped-call]
                 total += value.item()
             optimizer.normalise(ids_BT[:, 1:].numel(), 1.0)
@@ -128,7 +126,7 @@ def train(
             if saving:
                 with torch.no_grad():
                     parts = torch.from_numpy(held_NT.astype(np.int64)).split(MICRO)  # type: ignore[no-untyped-call]
-                    held = f"{sum(loss_of(head, part.to(device)).item() for part in parts) / held_NT[:, 1:].size:.4f}"
+                    held = f"{sum(loss_of(model, part.to(device)).item() for part in parts) / held_NT[:, 1:].size:.4f}"
             if saving or done % 10 == 0:
                 write([done, f"{mean:.4f}", held, f"{time.monotonic() - started:.0f}"])
             if saving:

@@ -375,17 +375,14 @@ def save_model(
     writes = distributed.is_main()
     if not writes and not is_sharded(model):
         return
-    cast: dict[object, torch.Tensor] = {}
+    cast: dict[int, torch.Tensor] = {}
     state: dict[str, torch.Tensor] = {}
     for name, value in model.state_dict(keep_vars=True).items():
-        # tied weights must stay one tensor, or they are written twice
-        place = (value.device, value.data_ptr(), value.shape, value.stride(), value.dtype)
-        key = id(value) if is_sharded(model) else place
-        if key not in cast:
+        if id(value) not in cast:  # tied weights must stay one tensor, or they are written twice
             kind = target if value.is_floating_point() else value.dtype
             full = gathered(value)
-            cast[key] = full.to("cpu", kind) if writes else full.new_empty(0)
-        state[name] = cast[key]
+            cast[id(value)] = full.to("cpu", kind) if writes else full.new_empty(0)
+        state[name] = cast[id(value)]
     if not writes:
         return
     out.mkdir(parents=True, exist_ok=True)

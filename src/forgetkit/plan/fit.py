@@ -202,13 +202,15 @@ def _halves(size: int) -> Iterator[int]:
 
 def _ways(asked: TrainSettings, ranks: int) -> list[dict[str, Any]]:
     """Changes to `asked`, from none to the most frugal."""
-    saving = {"gradient_checkpointing": True}
+    saving: dict[str, Any] = {"gradient_checkpointing": True}
     ways: list[dict[str, Any]] = [{}, saving]
-    if asked.adapter == "full":
-        ways += [saving | {"optimizer": "adamw", "fsdp": True}] * (ranks > 1)
-        lora = {"adapter": "lora"}
-        ways += [{**more, "fsdp": False} for more in (saving | {"optimizer": "adamw_8bit"}, lora, saving | lora)]
-    return ways
+    if asked.adapter != "full":
+        return ways
+    if ranks > 1:
+        ways.append(saving | {"optimizer": "adamw", "fsdp": True})
+    whole: dict[str, Any] = {"fsdp": False}
+    lora = whole | {"adapter": "lora"}
+    return [*ways, whole | saving | {"optimizer": "adamw_8bit"}, lora, lora | saving]
 
 
 def gigabytes(count: float) -> str:

@@ -114,11 +114,7 @@ def _training_step(config: Any, dtype: torch.dtype, settings: TrainSettings, row
     net.train()
 
     def loss(net: Any) -> Tensor:
-        for parameter in net.parameters():
-            if (
-                parameter.requires_grad and parameter.dtype != torch.float32
-            ):  # `core.optim` sums these elsewhere and frees each at once
-                parameter.register_post_accumulate_grad_hook(_free)
+        _free_gradients(net)
         trunk, head = parts(net)
         ids = torch.zeros(rows, tokens, dtype=torch.long)
         hidden = trunk(input_ids=ids, use_cache=False).last_hidden_state
@@ -134,8 +130,15 @@ def _training_step(config: Any, dtype: torch.dtype, settings: TrainSettings, row
         return _peak(net, lambda net: torch.autograd.backward(loss(net)))
 
 
-def _free(parameter: Tensor) -> None:
-    parameter.grad = None
+def _free_gradients(net: Any) -> None:
+    """As in `core.optim`, which adds low-precision gradients to its fp32 sums and frees each at once."""
+
+    def free(parameter: Tensor) -> None:
+        parameter.grad = None
+
+    for parameter in net.parameters():
+        if parameter.requires_grad and parameter.dtype != torch.float32:
+            parameter.register_post_accumulate_grad_hook(free)
 
 
 def label_batch(config: Any, dtype: torch.dtype, settings: RelabelSettings, rows: int, tokens: int) -> int:
