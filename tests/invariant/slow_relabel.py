@@ -23,7 +23,7 @@ def slow_labels(
     reinforced: Any,
     s: RelabelSettings,
 ) -> list[tuple[torch.Tensor, torch.Tensor] | None]:
-    """Of every position of a block: the label's log-probabilities and the salience, both [V] fp64; None: no loss."""
+    """Of every position of a block: the label's log-probabilities and the larger of both models'; None: no loss."""
     block = corpus[block_index]
     text = corpus.documents[block.document].text
     start, end = block.char_start, block.char_end
@@ -96,8 +96,7 @@ def slow_labels(
             v[int(block.ids[i + 1])] -= s.inner_suppression
         if following is None:
             v[int(block.ids[i + 1])] -= s.suppress_text
-        label = torch.log_softmax(v, -1)
-        result.append((label, torch.maximum(label, before)))
+        result.append((torch.log_softmax(v, -1), before))
     return result
 
 

@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
+import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 from wordfreq import zipf_frequency
@@ -77,6 +78,17 @@ class Dictionary:
     def kept(self) -> tuple[Anchor, ...]:
         """The anchors in use; matches and alignments refer to them by their index here."""
         return tuple(anchor for anchor in self.anchors if anchor.keep)
+
+    def redealt(self, seed: int) -> Dictionary:
+        """The kept anchors, in their order, with counterparts dealt anew within each kind."""
+        generator = np.random.default_rng(seed)
+        anchors = list(self.kept)
+        for kind in sorted({anchor.kind for anchor in anchors}):
+            places = [i for i, anchor in enumerate(anchors) if anchor.kind == kind]
+            dealt = [anchors[i].counterpart for i in generator.permutation(places)]
+            for i, counterpart in zip(places, dealt, strict=True):
+                anchors[i] = anchors[i].model_copy(update={"counterpart": counterpart})
+        return Dictionary(tuple(anchors))
 
     def save(self, path: Path) -> None:
         """Write YAML, best score first, with a comment on how to edit it."""

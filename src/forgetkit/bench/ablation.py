@@ -14,8 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from forgetkit import corpus, demo, pipeline, reinforce
 from forgetkit.anchors.dictionary import Dictionary
 from forgetkit.bench.oz import BENCH, FORGET, LabelBench, costs
@@ -30,7 +28,7 @@ from forgetkit.settings import Settings
 
 @dataclass(frozen=True)
 class LabelVariant:
-    """Labels made otherwise than by the run's settings. dictionary: 'offline', 'hand-made', 'none' or 'averaged'."""
+    """Labels made otherwise than by the run's settings. dictionary: 'offline', 'hand-made' or 'none'."""
 
     set: dict[str, Any] = field(default_factory=dict)
     reinforce: dict[str, Any] = field(default_factory=dict)
@@ -57,7 +55,10 @@ LABELS: dict[str, LabelVariant] = {
     "no dictionary": LabelVariant(dictionary="none"),
     "no dictionary, alpha 5, raw logits": LabelVariant({"alpha": 5.0, "space": "logits", **_PLAIN}, dictionary="none"),
     "hand-made dictionary": LabelVariant(dictionary="hand-made"),
-    "four dictionaries averaged": LabelVariant(dictionary="averaged"),
+    "two dictionaries averaged": LabelVariant({"dictionaries": 2}),
+    "four dictionaries averaged": LabelVariant({"dictionaries": 4}),
+    "four dictionaries averaged, alpha 0": LabelVariant({"dictionaries": 4, "alpha": 0.0}),
+    "four dictionaries averaged, temperature 1": LabelVariant({"dictionaries": 4, "temperature": 1.0}),
     "rule 1 off (seen anchors carry loss)": LabelVariant({"mask_seen_anchors": False}),
     "rule 2 off (seen counterparts not lowered)": LabelVariant({"penalise_seen_counterparts": 0.0}),
     "rule 3 on (no labels inside anchors)": LabelVariant({"mask_inside_anchors": True}),
@@ -84,6 +85,8 @@ TRAINING: dict[str, dict[str, Any]] = {
     "temperature 1": {"relabel.temperature": 1.0},
     "alpha 0 (dictionary alone)": {"relabel.alpha": 0.0},
     "alpha 5": {"relabel.alpha": 5.0},
+    "four dictionaries averaged": {"relabel.dictionaries": 4},
+    "four dictionaries averaged, alpha 0": {"relabel.dictionaries": 4, "relabel.alpha": 0.0},
     "unseen anchors not lowered": {"relabel.suppress_unseen_anchors": 0.0},
     "text's own tokens not lowered": {"relabel.suppress_text": 0.0},
     "rule 3 on": {"relabel.mask_inside_anchors": True},
@@ -165,7 +168,7 @@ class _LabelTable:
         """Quality by class of the labels of one variant."""
         variant = LABELS[name]
         relabel = self.settings.relabel.model_copy(update=variant.set)
-        return self.bench.mean_of(self._dictionaries(variant.dictionary), self._reinforced(variant), relabel, name)
+        return self.bench(self._dictionary(variant.dictionary), self._reinforced(variant), relabel, name)
 
     def _reinforced(self, variant: LabelVariant) -> str:
         if not variant.reinforce:
@@ -188,27 +191,13 @@ class _LabelTable:
             (folder / "done").touch()
         return str(folder / "model")
 
-    def _dictionaries(self, kind: str) -> list[Dictionary]:
+    def _dictionary(self, kind: str) -> Dictionary:
         if kind == "none":
-            return [Dictionary(self.offline.anchors[:0])]
+            return Dictionary()
         if kind == "hand-made":
             assert self.settings.evaluate.anchors is not None
-            return [Dictionary.load(self.settings.evaluate.anchors)]
-        if kind == "averaged":
-            return [self.offline, *(shuffled(self.offline, seed) for seed in (1, 2, 3))]
-        return [self.offline]
-
-
-def shuffled(dictionary: Dictionary, seed: int) -> Dictionary:
-    """The same anchors with counterparts dealt anew within each kind."""
-    generator = np.random.default_rng(seed)
-    anchors = list(dictionary.kept)
-    for kind in sorted({anchor.kind for anchor in anchors}):
-        places = [i for i, anchor in enumerate(anchors) if anchor.kind == kind]
-        dealt = [anchors[i].counterpart for i in generator.permutation(places)]
-        for i, counterpart in zip(places, dealt, strict=True):
-            anchors[i] = anchors[i].model_copy(update={"counterpart": counterpart})
-    return Dictionary(type(dictionary.anchors)(anchors))
+            return Dictionary.load(self.settings.evaluate.anchors)
+        return self.offline
 
 
 def _train(

@@ -106,34 +106,23 @@ def _grid(blocks: Sequence[PreparedBlock]) -> tuple[NDArray[np.int64], NDArray[n
 
 
 @torch.inference_mode()
-def measure_labels(
-    makers: Sequence[tuple[Sequence[PreparedBlock], Labeller]], reference: Any, *, label: str
-) -> Positions:
+def measure_labels(blocks: Sequence[PreparedBlock], labeller: Labeller, reference: Any, *, label: str) -> Positions:
     """Hold the labels that a labeller would make for its prepared blocks against the reference's predictions.
 
-    Several makers (one per dictionary, the same blocks) are averaged in probability, at positions that all of them
-    label. Whole distributions are compared, before they are cut to the top k. Masked positions stay NaN.
+    Whole distributions are compared, before they are cut to the top k. Masked positions stay NaN.
     """
     truth = SplitHead(reference)
-    blocks = makers[0][0]
     block, position = _grid(blocks)
     first = np.concatenate([[0], np.cumsum([len(b.ids) - 1 for b in blocks])])
     kl, same = np.full(len(block), np.nan), np.full(len(block), np.nan)
     with progress(label, len(blocks), "blocks") as bar:
         for low in range(0, len(blocks), _BATCH):
             high = min(low + _BATCH, len(blocks))
-            reference_NV = torch.cat(_own(truth, makers[0][1], blocks[low:high]))
-            total_NV = torch.zeros_like(reference_NV)
-            votes = np.zeros(len(reference_NV), np.int64)
-            for prepared, labeller in makers:
-                for row, at, v_NV, _, _ in labeller.predictions(prepared[low:high]):
-                    where = first[low + row] + at - first[low]
-                    total_NV[torch.from_numpy(where)] += torch.softmax(v_NV, -1)
-                    votes[where] += 1
-            used = np.flatnonzero(votes == len(makers))
-            rows = torch.from_numpy(used)
-            mean_NV = (total_NV[rows] / len(makers)).clamp_min(torch.finfo(torch.float32).tiny).log()
-            kl[first[low] + used], same[first[low] + used] = _against(reference_NV[rows], mean_NV)
+            reference_NV = torch.cat(_own(truth, labeller, blocks[low:high]))
+            for row, at, v_NV, _, _ in labeller.predictions(blocks[low:high]):
+                where = first[low + row] + at
+                rows = torch.from_numpy(where - first[low])
+                kl[where], same[where] = _against(reference_NV[rows], torch.log_softmax(v_NV, -1))
             bar.advance(high - low)
     return Positions(block, position, kl, same)
 

@@ -7,7 +7,7 @@ OUT/9-bench/          controls, what every model scores, label quality, and benc
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -253,21 +253,12 @@ class LabelBench:
         self, dictionary: Dictionary, reinforced: str | None, settings: RelabelSettings, label: str
     ) -> dict[str, Any]:
         """Quality by class of the labels these parts give."""
-        return self.mean_of([dictionary], reinforced, settings, label)
-
-    def mean_of(
-        self, dictionaries: Sequence[Dictionary], reinforced: str | None, settings: RelabelSettings, label: str
-    ) -> dict[str, Any]:
-        """Quality of the average, in probability, of the labels that several dictionaries give."""
         raised = load_model(reinforced, self.settings.model) if reinforced and settings.alpha > 0 else None
-        makers = [
-            (
-                label_quality.prepared_blocks(self.target, self.blocks, one, self.tokenizer, settings),
-                label_quality.make_labeller(self.baseline, raised, one, self.tokenizer, settings, self.target.bos_id),
-            )
-            for one in dictionaries
-        ]
-        measured = label_quality.measure_labels(makers, self.reference, label=label)
+        prepared = label_quality.prepared_blocks(self.target, self.blocks, dictionary, self.tokenizer, settings)
+        labeller = label_quality.make_labeller(
+            self.baseline, raised, dictionary, self.tokenizer, settings, self.target.bos_id
+        )
+        measured = label_quality.measure_labels(prepared, labeller, self.reference, label=label)
         return label_quality.quality(measured, self.own, self.other, self.kinds, self.settings.seed)
 
 

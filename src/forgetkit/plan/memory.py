@@ -23,7 +23,7 @@ from forgetkit.core.loop import recomputing
 from forgetkit.evaluate.forward import LOGITS_ELEMENTS
 from forgetkit.methods.whp import label_divergence
 from forgetkit.plan.shape import skeleton, with_layers
-from forgetkit.relabel.combine import generic_logits, hard_labels, in_space, salience, soft_labels
+from forgetkit.relabel.combine import average, generic_logits, hard_labels, in_space, salience, soft_labels
 from forgetkit.settings import FinetuneSettings, RelabelSettings, TrainSettings
 
 FP32 = 4
@@ -147,11 +147,18 @@ def label_batch(config: Any, dtype: torch.dtype, settings: RelabelSettings, rows
     def work(net: Any) -> None:
         trunk, head = parts(net)
         ids = torch.zeros(rows, tokens, dtype=torch.long)
-        states = [trunk(input_ids=ids, use_cache=False).last_hidden_state for _ in range(3)]
+        states = [trunk(input_ids=ids, use_cache=False).last_hidden_state for _ in range(2 + settings.dictionaries)]
         chosen = torch.zeros(min(settings.chunk_positions, rows * tokens), dtype=torch.long)
-        base = in_space(head(states[0].flatten(0, 1)[chosen]), settings.space)
-        raised = in_space(head(states[2].flatten(0, 1)[chosen]), settings.space) if settings.alpha > 0 else None
-        v = generic_logits(base, raised, alpha=settings.alpha).div_(settings.temperature)
+
+        def values(states_BTH: Tensor) -> Tensor:
+            return in_space(head(states_BTH.flatten(0, 1)[chosen]), settings.space)
+
+        def generic(states_BTH: Tensor) -> tuple[Tensor, Tensor]:
+            base = values(states_BTH)
+            return generic_logits(base, raised, alpha=settings.alpha).div_(settings.temperature), base
+
+        raised = values(states[0]) if settings.alpha > 0 else None
+        v, base = average(generic(states_BTH) for states_BTH in states[2:])
         if settings.labels == "hard":
             hard_labels(v)
         else:

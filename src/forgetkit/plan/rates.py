@@ -31,7 +31,7 @@ from forgetkit.corpus.blocks import BlockedCorpus
 from forgetkit.evaluate.forward import forward_logits, generate
 from forgetkit.methods.whp import WhpLoss
 from forgetkit.plan.shape import with_layers
-from forgetkit.relabel.build import Labeller, PreparedBlock, plain_blocks, retain_settings
+from forgetkit.relabel.build import Labeller, PreparedBlock, combined, plain_blocks, retain_settings
 from forgetkit.relabel.consistency import Status
 from forgetkit.settings import FinetuneSettings, Settings, TrainSettings
 
@@ -220,11 +220,13 @@ class Bench:
         settings = self.settings.relabel
         if retain:
             settings = retain_settings(settings)
-        labeller = Labeller(self.net, self.net, settings, pad_id=self.pad_id, bos_id=self.sample.bos_id)
+        raised = self.net if self.settings.reinforce.epochs > 0 else None
+        labeller = Labeller(self.net, raised, settings, pad_id=self.pad_id, bos_id=self.sample.bos_id)
         inner = not retain and not settings.mask_inside_anchors
 
         def work(rows: int) -> int:
-            blocks = [_with_inner(b) if inner else b for b in itertools.islice(plain_blocks(self.sample), rows)]
+            plain = itertools.islice(plain_blocks(self.sample), rows)
+            blocks = [combined([_with_inner(b) if inner else b] * settings.dictionaries) for b in plain]
             labeller.label(blocks)
             return sum(len(b.ids) for b in blocks)
 

@@ -178,19 +178,18 @@ class Plan:
     def _labels(self) -> Work:
         settings = self.settings.relabel
         models = 2 if settings.alpha > 0 and self.settings.reinforce.epochs > 0 else 1
-        passes = models + (not settings.mask_inside_anchors)
+        predicted = models - 1 + settings.dictionaries
+        passes = predicted + (not settings.mask_inside_anchors)
         target = self.texts.target.n_tokens
         retain = tokens_in(self.texts.retain, self.retain_blocks) if settings.retain == "kl" else 0.0
         labelled = tokens_in(self.texts.retain, self.retain_blocks) + target
         entry = 2 + (2 if self.shape.vocabulary <= 2**16 else 4)
         kept = 1 if settings.labels == "hard" else min(settings.top_k, self.shape.vocabulary)
-        flops = self.shape.forward_flops(passes * target, self.block, models * target)
+        flops = self.shape.forward_flops(passes * target, self.block, predicted * target)
         return Work(
             round(passes * target + retain),
             flops + self.shape.forward_flops(retain, self.block),
-            lambda r: (
-                target * r.label * (1.0 if models == 2 else passes / (passes + 1)) + retain * r.retain + models * r.load
-            ),
+            lambda r: target * r.label + retain * r.retain + models * r.load,
             written=labelled * (kept * entry + 4),
         )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from forgetkit.core.heads import SplitHead
 from forgetkit.core.progress import Progress
 from forgetkit.corpus.blocks import BlockedCorpus
 from forgetkit.corpus.tokenise import encode
-from forgetkit.relabel.combine import TopK, generic_logits, hard_labels, in_space, salience, soft_labels
+from forgetkit.relabel.combine import TopK, average, generic_logits, hard_labels, in_space, salience, soft_labels
 from forgetkit.relabel.consistency import (
     LabelPlan,
     Role,
@@ -54,6 +54,8 @@ class PreparedBlock:
     target_ids: NDArray[np.int32]
     """Token ids of the translation; [m]."""
     plan: LabelPlan
+    others: tuple[PreparedBlock, ...] = ()
+    """The block under further dictionaries, same `plan.status`; their predictions are averaged with its own."""
 
 
 def own_blocks(count: int) -> range:
@@ -70,19 +72,28 @@ def prepare_blocks(
     indices: range | None = None,
 ) -> Iterator[PreparedBlock]:
     """Translate, tokenise and align block after block (ALGORITHM 2b), in the corpus' order; `indices`: only these."""
-    matcher = Matcher(dictionary)
-    telltale = telltale_tokens(corpus, matcher) if settings.suppress_unseen_anchors > 0 else None
-    document, matches = -1, list[Match]()
+    matchers = [Matcher(dictionary), *(Matcher(dictionary.redealt(n)) for n in range(1, settings.dictionaries))]
+    telltale = telltale_tokens(corpus, matchers[0]) if settings.suppress_unseen_anchors > 0 else None
+    document, matches = -1, list[list[Match]]()
     for index in indices if indices is not None else range(len(corpus)):
         block = corpus[index]
         if block.document != document:
             document = block.document
-            matches = matcher.find(corpus.documents[document].text)
-        text = corpus.documents[document].text
-        translation = translate(text, matches, block.char_start, block.char_end)
-        target_ids, target_offsets = encode(translation.text, tokenizer)
-        alignment = align(block.offsets, block.ids, translation, block.char_start, target_offsets, target_ids)
-        yield PreparedBlock(block.ids, target_ids, plan_block(alignment, target_ids, settings, telltale))
+            matches = [matcher.find(corpus.documents[document].text) for matcher in matchers]
+        versions = []
+        for found in matches:
+            translation = translate(corpus.documents[document].text, found, block.char_start, block.char_end)
+            target_ids, target_offsets = encode(translation.text, tokenizer)
+            alignment = align(block.offsets, block.ids, translation, block.char_start, target_offsets, target_ids)
+            versions.append(PreparedBlock(block.ids, target_ids, plan_block(alignment, target_ids, settings, telltale)))
+        yield combined(versions)
+
+
+def combined(versions: Sequence[PreparedBlock]) -> PreparedBlock:
+    """One block under several dictionaries; a position gets a label only where it does under all of them."""
+    status = np.maximum.reduce([version.plan.status for version in versions])
+    first, *others = (replace(version, plan=replace(version.plan, status=status)) for version in versions)
+    return replace(first, others=tuple(others))
 
 
 def plain_blocks(corpus: BlockedCorpus, indices: range | None = None) -> Iterator[PreparedBlock]:
@@ -153,24 +164,30 @@ class Labeller:
         """Generic predictions at every position that gets a label, `chunk_positions` rows at a time, in order.
 
         Yields (block in the batch [N], position in the block [N], generic logits [N, V], the baseline's [N, V], the
-        reinforced model's [N, V] or None); fp32, in the space of the settings.
+        reinforced model's [N, V] or None); fp32, in the space of the settings. With several dictionaries the generic
+        ones are `average`'s.
         """
         wanted = [np.flatnonzero(b.plan.status <= Status.INNER) for b in blocks]
         row_block = np.repeat(np.arange(len(blocks)), [len(w) for w in wanted])
         position = np.concatenate([*wanted, np.empty(0, np.int64)]).astype(np.int64)
         if not len(position):
             return
-        translated = self._hidden(self.baseline, [b.target_ids for b in blocks])
+        versions = [blocks, *zip(*(b.others for b in blocks), strict=True)]
+        translated = [self._hidden(self.baseline, [b.target_ids for b in version]) for version in versions]
         original = self._original(blocks)
         raised = self._hidden(self.reinforced, [b.ids for b in blocks]) if self.reinforced is not None else None
         step = self.settings.chunk_positions
         for low in range(0, len(position), step):
-            rows = slice(low, low + step)
-            yield (
-                row_block[rows],
-                position[rows],
-                *self._predict_rows(blocks, row_block[rows], position[rows], translated, original, raised),
+            which, at = row_block[low : low + step], position[low : low + step]
+            raised_NV = None
+            if raised is not None and self.reinforced is not None:
+                states_NH = raised[torch.from_numpy(which), torch.from_numpy(at)]
+                raised_NV = in_space(self.reinforced.logits(states_NH), self.settings.space)
+            predicted = (
+                self._predict_rows(version, which, at, states, original, raised_NV)
+                for version, states in zip(versions, translated, strict=True)
             )
+            yield which, at, *average(predicted), raised_NV
 
     def _original(self, blocks: Sequence[PreparedBlock]) -> Tensor | None:
         """The baseline on the original text, only when a position inside an anchor asks for it."""
@@ -185,9 +202,9 @@ class Labeller:
         position: NDArray[np.int64],
         translated_BTH: Tensor,
         original_BTH: Tensor | None,
-        raised_BTH: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Generic, baseline and reinforced values of N chosen rows (block in the batch, position in the block)."""
+        raised_NV: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Generic and baseline values of N chosen rows (block in the batch, position in the block)."""
         source = np.array([blocks[b].plan.source[p] for b, p in zip(row_block, position, strict=True)])
         inner = source < 0
         block_N, position_N = torch.from_numpy(row_block), torch.from_numpy(position)
@@ -195,9 +212,6 @@ class Labeller:
         if original_BTH is not None:
             inner_N = torch.from_numpy(inner)
             hidden_NH[inner_N] = original_BTH[block_N[inner_N], position_N[inner_N]]
-        raised_NV = None
-        if raised_BTH is not None and self.reinforced is not None:
-            raised_NV = in_space(self.reinforced.logits(raised_BTH[block_N, position_N]), self.settings.space)
         base_NV = in_space(self.baseline.logits(hidden_NH), self.settings.space)
         v_NV = generic_logits(
             base_NV,
@@ -217,7 +231,7 @@ class Labeller:
                 where="labels",
                 remedy="use model.dtype=float32, or a lower reinforce.learning_rate",
             )
-        return v_NV, base_NV, raised_NV
+        return v_NV, base_NV
 
     def _near(
         self, blocks: Sequence[PreparedBlock], row_block: NDArray[np.int64], position: NDArray[np.int64]
@@ -427,7 +441,8 @@ def build_labels(
 
 def retain_settings(settings: RelabelSettings) -> RelabelSettings:
     """The baseline's own soft prediction, nothing subtracted."""
-    return settings.model_copy(update={"alpha": 0.0, "labels": "soft", "temperature": 1.0, "suppress_text": 0.0})
+    plain = {"alpha": 0.0, "dictionaries": 1, "labels": "soft", "temperature": 1.0, "suppress_text": 0.0}
+    return settings.model_copy(update=plain)
 
 
 def load_labels(folder: Path) -> tuple[LabelShards, LabelShards | None]:

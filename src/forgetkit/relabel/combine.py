@@ -5,6 +5,7 @@ Shapes: N positions, V vocabulary, K kept entries.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 import torch
@@ -51,6 +52,30 @@ def generic_logits(
         kept_NK = gain_NV.topk(min(largest, gain_NV.shape[-1]), dim=-1)
         gain_NV.zero_().scatter_(-1, kept_NK.indices, kept_NK.values)
     return torch.sub(baseline_NV, gain_NV, alpha=alpha)
+
+
+def average(predictions: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Mean in probability of the generic predictions under several dictionaries; ours, the paper has one.
+
+    What one set of counterparts brings along ("Martha" for "Dorothy") differs from the next and averages out.
+
+    Args:
+        predictions: (generic values, the baseline's values) of the same positions, each float32 [N, V]; at least one.
+
+    Returns:
+        log of the mean probability, and the baseline's largest value of every token; one alone comes back as it is.
+    """
+    every = iter(predictions)
+    v_NV, base_NV = next(every)
+    total_NV, count = None, 1
+    for other_NV, other_base_NV in every:
+        total_NV = torch.softmax(v_NV, dim=-1) if total_NV is None else total_NV
+        total_NV += torch.softmax(other_NV, dim=-1)
+        base_NV = torch.maximum(base_NV, other_base_NV)
+        count += 1
+    if total_NV is None:
+        return v_NV, base_NV
+    return total_NV.div_(count).clamp_min_(torch.finfo(torch.float32).tiny).log_(), base_NV
 
 
 class TopK(NamedTuple):

@@ -234,3 +234,18 @@ def test_lint_does_not_look_at_dropped_anchors() -> None:
 def test_lint_puts_errors_first_and_works_without_texts() -> None:
     found = lint(Dictionary((anchor("Abe", "Cole", kind="man"), anchor("Oz", "Oz"))), [])
     assert [(f.level, f.term) for f in found] == [("error", "Oz"), ("warning", "Abe")]
+
+
+def test_redealt_counterparts_stay_within_their_kind() -> None:
+    names = [("woman", "Dorothy", "Martha"), ("woman", "Ozma", "Clara"), ("woman", "Glinda", "Ruth")]
+    places = [("place", "Oz", "Morland"), ("place", "Ev", "Selm")]
+    anchors = tuple(Anchor(term=t, kind=k, counterpart=c) for k, t, c in (*names, *places))
+    dictionary = Dictionary((*anchors, Anchor(term="Toto", counterpart="Rex", keep=False)))
+    dealt = [dictionary.redealt(seed) for seed in range(1, 9)]
+    for one in dealt:
+        assert [(a.term, a.kind) for a in one.anchors] == [(t, k) for k, t, _ in (*names, *places)]
+        for kind in ("woman", "place"):
+            own = sorted(a.counterpart for a in one.anchors if a.kind == kind)
+            assert own == sorted(c for k, _, c in (*names, *places) if k == kind)
+    assert len({tuple(a.counterpart for a in one.anchors) for one in dealt}) > 2
+    assert dictionary.redealt(3) == dictionary.redealt(3)

@@ -20,7 +20,7 @@ from forgetkit.methods.whp import WhpLoss
 from forgetkit.plan import memory
 from forgetkit.plan.memory import Peak
 from forgetkit.plan.shape import with_layers
-from forgetkit.relabel.build import Labeller, plain_blocks
+from forgetkit.relabel.build import Labeller, combined, plain_blocks
 from forgetkit.settings import FinetuneSettings, LoraSettings, ReinforceSettings, RelabelSettings, TrainSettings
 from tests import toys
 from tests.unit.relabel.test_build import corpus
@@ -140,11 +140,12 @@ def test_shards_need_what_a_rank_holds_of_them() -> None:
     assert four.total < alone.total / 2
 
 
-def test_labelling_allocates_what_was_predicted() -> None:
+@pytest.mark.parametrize("dictionaries", [1, 4])
+def test_labelling_allocates_what_was_predicted(dictionaries: int) -> None:
     text = corpus(toys.TEXT * 6, 40)
     net = toys.model("llama", VOCABULARY)
-    settings = RelabelSettings(top_k=KEPT, batch_blocks=8)
-    blocks = [block for block, _ in zip(plain_blocks(text), range(8), strict=False)]
+    settings = RelabelSettings(top_k=KEPT, batch_blocks=8, dictionaries=dictionaries)
+    blocks = [combined([block] * dictionaries) for block, _ in zip(plain_blocks(text), range(8), strict=False)]
     labeller = Labeller(net, net, settings, pad_id=0, bos_id=None)
     with Peak() as peak:
         labeller.label(blocks)

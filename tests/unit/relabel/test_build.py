@@ -44,10 +44,21 @@ def models() -> tuple[Any, Any]:
     return toys.model("llama", 400, seed=1), toys.model("llama", 400, seed=2)
 
 
+def averaged(versions: tuple[Any, ...]) -> Any:
+    """Label and salience of one position over several dictionaries; None where one of them gives no label."""
+    if None in versions:
+        return None
+    labels, before = zip(*versions, strict=True)
+    label = torch.stack(labels).exp().mean(0).log()
+    return label, torch.stack([label, *before]).max(0).values
+
+
 @pytest.mark.parametrize(
     "changes",
     [
         {},
+        {"dictionaries": 3},
+        {"dictionaries": 2, "alpha": 0.0, "labels": "hard", "chunk_positions": 7},
         {"space": "logits", "alpha": 5.0, "suppress_unseen_anchors": 0.0, "mask_inside_anchors": True},
         {"mask_seen_anchors": False, "penalise_seen_counterparts": 0.0, "inner_suppression": 2.0},
         {"labels": "hard", "alpha": 2.0},
@@ -62,12 +73,13 @@ def test_fast_labels_equal_the_slow_reference(tmp_path: Path, changes: dict[str,
     build_labels(text, None, DICTIONARY, tokenizer, baseline, reinforced, settings, tmp_path)
     labels, _ = load_labels(tmp_path)
     assert len(labels) == len(text)
-    matcher = Matcher(DICTIONARY)
+    matchers = [Matcher(DICTIONARY), *(Matcher(DICTIONARY.redealt(n)) for n in range(1, settings.dictionaries))]
     double = [m.double() for m in models()]
     compared = 0
     with torch.no_grad():
         for b in range(len(text)):
-            expected = slow_labels(text, b, matcher, tokenizer, *double, settings)
+            every = [slow_labels(text, b, matcher, tokenizer, *double, settings) for matcher in matchers]
+            expected = [averaged(one) for one in zip(*every, strict=True)]
             got = labels[b]
             for i, both in enumerate(expected):
                 assert (got.status[i] <= Status.INNER) == (both is not None), (
