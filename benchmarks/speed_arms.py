@@ -42,6 +42,7 @@ from forgetkit.settings import FinetuneSettings, ModelSettings, ReinforceSetting
 
 ALPHA, SEED, RATE, PAD = 5.0, 0, 1e-4, 0
 PAPER = RelabelSettings(
+    dictionaries=1,
     alpha=ALPHA,
     space="logits",
     temperature=1.0,

@@ -159,7 +159,7 @@ class RelabelSettings(Section):
     temperature: float = Field(1.1, gt=0)
     """Ours: the combined prediction is divided by this before it becomes a label (paper: 1). A model is surer of a text
     it has read than of any other, translated or not; 1.1 takes that surplus away."""
-    dictionaries: int = Field(1, ge=1)
+    dictionaries: int = Field(4, ge=1)
     """Ours: label under so many dictionaries and average the predictions in probability (paper: 1). The further ones
     have the same anchors with counterparts dealt anew within each kind; each costs one forward pass more."""
     labels: Literal["soft", "hard"] = "soft"

@@ -2,7 +2,9 @@
 
 Labels are held against R's own predictions directly (`bench.labels`), which needs no fine-tuning: every choice about
 reinforcement, subtraction, dictionary and rules. What only training shows (hard or soft, full or LoRA, retain mixing,
-the loss) is run to the end. Finished variants are kept in OUT/9-bench/ablation.json, so a killed table goes on.
+the loss) is run to the end. Every row changes one thing of the settings given, under one dictionary: under the four of
+the default all of them would take twice as long. Finished variants are kept in OUT/9-bench/ablation.json, so a killed
+table goes on.
 """
 
 from __future__ import annotations
@@ -35,9 +37,11 @@ class LabelVariant:
     dictionary: str = "offline"
 
 
+ONE = "one dictionary (what the other rows change)"
+_BASE = {"dictionaries": 1}
 _PLAIN = {"suppress_unseen_anchors": 0.0, "suppress_text": 0.0, "temperature": 1.0}
 LABELS: dict[str, LabelVariant] = {
-    "default": LabelVariant(),
+    ONE: LabelVariant(),
     **{f"alpha {a:g}": LabelVariant({"alpha": a}) for a in (0, 1, 2, 5, 10)},
     "alpha 1, raw logits": LabelVariant({"alpha": 1.0, "space": "logits"}),
     "alpha 5, raw logits": LabelVariant({"alpha": 5.0, "space": "logits"}),
@@ -56,9 +60,13 @@ LABELS: dict[str, LabelVariant] = {
     "no dictionary, alpha 5, raw logits": LabelVariant({"alpha": 5.0, "space": "logits", **_PLAIN}, dictionary="none"),
     "hand-made dictionary": LabelVariant(dictionary="hand-made"),
     "two dictionaries averaged": LabelVariant({"dictionaries": 2}),
-    "four dictionaries averaged": LabelVariant({"dictionaries": 4}),
+    "four dictionaries averaged (the default)": LabelVariant({"dictionaries": 4}),
     "four dictionaries averaged, alpha 0": LabelVariant({"dictionaries": 4, "alpha": 0.0}),
     "four dictionaries averaged, temperature 1": LabelVariant({"dictionaries": 4, "temperature": 1.0}),
+    "four dictionaries averaged, unseen anchors lowered by 3": LabelVariant(
+        {"dictionaries": 4, "suppress_unseen_anchors": 3.0}
+    ),
+    "eight dictionaries averaged": LabelVariant({"dictionaries": 8}),
     "rule 1 off (seen anchors carry loss)": LabelVariant({"mask_seen_anchors": False}),
     "rule 2 off (seen counterparts not lowered)": LabelVariant({"penalise_seen_counterparts": 0.0}),
     "rule 3 on (no labels inside anchors)": LabelVariant({"mask_inside_anchors": True}),
@@ -68,7 +76,7 @@ LABELS: dict[str, LabelVariant] = {
     "text's own tokens lowered by 1": LabelVariant({"suppress_text": 1.0}),
 }
 TRAINING: dict[str, dict[str, Any]] = {
-    "default": {},
+    ONE: {},
     "divergence from the label alone": {"finetune.method": "whp"},
     "divergence from the label alone, anchor weight 20": {"finetune.method": "whp", "finetune.anchor_weight": 20.0},
     "hard labels": {"relabel.labels": "hard"},
@@ -85,7 +93,11 @@ TRAINING: dict[str, dict[str, Any]] = {
     "temperature 1": {"relabel.temperature": 1.0},
     "alpha 0 (dictionary alone)": {"relabel.alpha": 0.0},
     "alpha 5": {"relabel.alpha": 5.0},
-    "four dictionaries averaged": {"relabel.dictionaries": 4},
+    "four dictionaries averaged (the default)": {"relabel.dictionaries": 4},
+    "four dictionaries averaged, unseen anchors lowered by 3": {
+        "relabel.dictionaries": 4,
+        "relabel.suppress_unseen_anchors": 3.0,
+    },
     "four dictionaries averaged, alpha 0": {"relabel.dictionaries": 4, "relabel.alpha": 0.0},
     "unseen anchors not lowered": {"relabel.suppress_unseen_anchors": 0.0},
     "text's own tokens not lowered": {"relabel.suppress_text": 0.0},
@@ -167,7 +179,7 @@ class _LabelTable:
     def measure(self, name: str) -> dict[str, Any]:
         """Quality by class of the labels of one variant."""
         variant = LABELS[name]
-        relabel = self.settings.relabel.model_copy(update=variant.set)
+        relabel = self.settings.relabel.model_copy(update=_BASE | variant.set)
         return self.bench(self._dictionary(variant.dictionary), self._reinforced(variant), relabel, name)
 
     def _reinforced(self, variant: LabelVariant) -> str:
@@ -204,7 +216,8 @@ def _train(
     name: str, inputs: Inputs, settings: Settings, out: Path, on_event: Callable[[Event], None]
 ) -> dict[str, Any]:
     """One variant run to the end, in a run folder of its own beside OUT that shares what does not differ."""
-    changed = _changed(settings, {**TRAINING[name], "finetune.snapshots": 0, "evaluate.completions": 0})
+    base = {f"relabel.{key}": value for key, value in _BASE.items()}
+    changed = _changed(settings, {**base, **TRAINING[name], "finetune.snapshots": 0, "evaluate.completions": 0})
     results = pipeline.run(inputs, changed, out / BENCH / "training", until="6-evaluation", on_event=on_event)
     unlearned = results["models"]["unlearned"]
     return {

@@ -119,7 +119,7 @@ def measure_labels(blocks: Sequence[PreparedBlock], labeller: Labeller, referenc
         for low in range(0, len(blocks), _BATCH):
             high = min(low + _BATCH, len(blocks))
             reference_NV = torch.cat(_own(truth, labeller, blocks[low:high]))
-            for row, at, v_NV, _, _ in labeller.predictions(blocks[low:high]):
+            for row, at, v_NV, _ in labeller.predictions(blocks[low:high]):
                 where = first[low + row] + at
                 rows = torch.from_numpy(where - first[low])
                 kl[where], same[where] = _against(reference_NV[rows], torch.log_softmax(v_NV, -1))

@@ -153,16 +153,17 @@ def label_batch(config: Any, dtype: torch.dtype, settings: RelabelSettings, rows
         def values(states_BTH: Tensor) -> Tensor:
             return in_space(head(states_BTH.flatten(0, 1)[chosen]), settings.space)
 
-        def generic(states_BTH: Tensor) -> tuple[Tensor, Tensor]:
+        def generic(states_BTH: Tensor) -> tuple[Tensor, Tensor | None]:
             base = values(states_BTH)
-            return generic_logits(base, raised, alpha=settings.alpha).div_(settings.temperature), base
+            v = generic_logits(base, raised, alpha=settings.alpha).div_(settings.temperature)
+            return v, None if settings.labels == "hard" else salience(base, raised, settings.space)
 
         raised = values(states[0]) if settings.alpha > 0 else None
-        v, base = average(generic(states_BTH) for states_BTH in states[2:])
+        v, salient = average(generic(states_BTH) for states_BTH in states[2:])
         if settings.labels == "hard":
             hard_labels(v)
         else:
-            soft_labels(v, settings.top_k, salience(base, raised, settings.space))
+            soft_labels(v, settings.top_k, salient)
 
     with torch.no_grad():
         return _peak(skeleton(with_layers(config, 2), dtype), work)

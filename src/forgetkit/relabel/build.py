@@ -149,23 +149,21 @@ class Labeller:
         """Labels of a batch of blocks."""
         wanted = [np.flatnonzero(b.plan.status <= Status.INNER) for b in blocks]
         parts: list[TopK] = []
-        for _, _, v_NV, base_NV, raised_NV in self.predictions(blocks):
+        for _, _, v_NV, salient_NV in self.predictions(blocks):
             if self.settings.labels == "hard":
                 parts.append(hard_labels(v_NV))
             else:
-                kept_NV = salience(base_NV, raised_NV, self.settings.space)
-                parts.append(soft_labels(v_NV, self.settings.top_k, kept_NV))
+                parts.append(soft_labels(v_NV, self.settings.top_k, salient_NV))
         return self._scatter(blocks, wanted, parts)
 
     @torch.inference_mode()
     def predictions(
         self, blocks: Sequence[PreparedBlock]
-    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], Tensor, Tensor, Tensor | None]]:
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], Tensor, Tensor | None]]:
         """Generic predictions at every position that gets a label, `chunk_positions` rows at a time, in order.
 
-        Yields (block in the batch [N], position in the block [N], generic logits [N, V], the baseline's [N, V], the
-        reinforced model's [N, V] or None); fp32, in the space of the settings. With several dictionaries the generic
-        ones are `average`'s.
+        Yields (block in the batch [N], position in the block [N], generic logits [N, V], `salience` [N, V] or None for
+        hard labels); fp32. With several dictionaries `average` has made one of them.
         """
         wanted = [np.flatnonzero(b.plan.status <= Status.INNER) for b in blocks]
         row_block = np.repeat(np.arange(len(blocks)), [len(w) for w in wanted])
@@ -187,7 +185,7 @@ class Labeller:
                 self._predict_rows(version, which, at, states, original, raised_NV)
                 for version, states in zip(versions, translated, strict=True)
             )
-            yield which, at, *average(predicted), raised_NV
+            yield which, at, *average(predicted)
 
     def _original(self, blocks: Sequence[PreparedBlock]) -> Tensor | None:
         """The baseline on the original text, only when a position inside an anchor asks for it."""
@@ -203,8 +201,8 @@ class Labeller:
         translated_BTH: Tensor,
         original_BTH: Tensor | None,
         raised_NV: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        """Generic and baseline values of N chosen rows (block in the batch, position in the block)."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """Generic values and salience of N chosen rows (block in the batch, position in the block)."""
         source = np.array([blocks[b].plan.source[p] for b, p in zip(row_block, position, strict=True)])
         inner = source < 0
         block_N, position_N = torch.from_numpy(row_block), torch.from_numpy(position)
@@ -231,7 +229,9 @@ class Labeller:
                 where="labels",
                 remedy="use model.dtype=float32, or a lower reinforce.learning_rate",
             )
-        return v_NV, base_NV
+        if self.settings.labels == "hard":
+            return v_NV, None
+        return v_NV, salience(base_NV, raised_NV, self.settings.space)
 
     def _near(
         self, blocks: Sequence[PreparedBlock], row_block: NDArray[np.int64], position: NDArray[np.int64]

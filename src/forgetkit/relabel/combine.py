@@ -54,28 +54,31 @@ def generic_logits(
     return torch.sub(baseline_NV, gain_NV, alpha=alpha)
 
 
-def average(predictions: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+def average(predictions: Iterable[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | None]:
     """Mean in probability of the generic predictions under several dictionaries; ours, the paper has one.
 
     What one set of counterparts brings along ("Martha" for "Dorothy") differs from the next and averages out.
 
     Args:
-        predictions: (generic values, the baseline's values) of the same positions, each float32 [N, V]; at least one.
+        predictions: (generic values, `salience` or None) of the same positions, each float32 [N, V]; at least one, and
+            with several the first is overwritten.
 
     Returns:
-        log of the mean probability, and the baseline's largest value of every token; one alone comes back as it is.
+        log of the mean probability, and every token's largest salience; one alone comes back as it is.
     """
     every = iter(predictions)
-    v_NV, base_NV = next(every)
-    total_NV, count = None, 1
-    for other_NV, other_base_NV in every:
-        total_NV = torch.softmax(v_NV, dim=-1) if total_NV is None else total_NV
-        total_NV += torch.softmax(other_NV, dim=-1)
-        base_NV = torch.maximum(base_NV, other_base_NV)
+    mean_NV, salient_NV = next(every)
+    count = 1
+    for other_NV, other_salient_NV in every:
+        mean_NV = torch.softmax(mean_NV, dim=-1) if count == 1 else mean_NV
+        mean_NV += torch.softmax(other_NV, dim=-1)
+        if salient_NV is not None and other_salient_NV is not None:
+            torch.maximum(salient_NV, other_salient_NV, out=salient_NV)
         count += 1
-    if total_NV is None:
-        return v_NV, base_NV
-    return total_NV.div_(count).clamp_min_(torch.finfo(torch.float32).tiny).log_(), base_NV
+        del other_NV, other_salient_NV  # or they are alive while the next ones are made
+    if count > 1:
+        mean_NV.div_(count).clamp_min_(torch.finfo(torch.float32).tiny).log_()
+    return mean_NV, salient_NV
 
 
 class TopK(NamedTuple):

@@ -66,7 +66,7 @@ def averaged(versions: tuple[Any, ...]) -> Any:
     ],
 )
 def test_fast_labels_equal_the_slow_reference(tmp_path: Path, changes: dict[str, Any]) -> None:
-    settings = RelabelSettings(**{"top_k": 16, "retain": "none", **changes})
+    settings = RelabelSettings(**{"top_k": 16, "retain": "none", "dictionaries": 1, **changes})
     text = corpus(toys.TEXT * 2)
     baseline, reinforced = models()
     tokenizer = toys.tokenizer("bytelevel")
