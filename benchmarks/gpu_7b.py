@@ -39,7 +39,7 @@ from forgetkit.corpus.blocks import BlockedCorpus
 from forgetkit.finetune import LabelCollator, LabelledText
 from forgetkit.methods import get
 from forgetkit.reinforce import BlockCollator
-from forgetkit.relabel.build import Labeller, PreparedBlock
+from forgetkit.relabel.build import Labeller, PreparedBlock, combined
 from forgetkit.relabel.consistency import LabelPlan, Role, Status
 from forgetkit.relabel.shards import BlockLabels
 from forgetkit.settings import RelabelSettings, Settings, TrainSettings
@@ -101,7 +101,7 @@ def make_corpus(blocks: int, tokens: int, vocabulary: int) -> BlockedCorpus:
 
 
 def make_prepared(corpus: BlockedCorpus, index: int, settings: RelabelSettings) -> PreparedBlock:
-    """A block as `prepare_blocks` makes it of a text with an anchor every so often; its translation is a bit longer."""
+    """A block as `prepare_blocks` makes it of a text with an anchor every so often; translations are a bit longer."""
     random = np.random.default_rng([SEED, index])
     ids = corpus[index].ids
     n = len(ids)
@@ -118,7 +118,7 @@ def make_prepared(corpus: BlockedCorpus, index: int, settings: RelabelSettings) 
     lowered = random.choice(ids, min(8, n), replace=False).astype(np.int32)
     start, end = np.full(len(lowered), n // 4, np.int32), np.full(len(lowered), n, np.int32)
     plan = LabelPlan(status, role, source, lowered, start, end, np.full(len(lowered), 5.0, np.float32))
-    return PreparedBlock(ids, target, plan)
+    return combined([PreparedBlock(ids, target, plan)] * settings.dictionaries)
 
 
 class Bench:
@@ -190,12 +190,16 @@ class Bench:
         return told | {"copies_of_the_weights": 1 if arm == "lora" else 2}, labels, corpus
 
     def _label_flops(self, batch: Sequence[PreparedBlock], labeller: Labeller) -> float:
-        """Both models' forward passes, and a third where positions inside anchors get labels; without padding."""
+        """The baseline on every translation, the reinforced model on the text, and the baseline on it as well where
+        positions inside anchors get labels; without padding."""
         inner = any((b.plan.status == Status.INNER).any() for b in batch)
-        models = 1 + (labeller.reinforced is not None)
-        tokens = sum(len(b.target_ids) + 1 + (models - 1 + inner) * (len(b.ids) + 1) for b in batch)
-        rows = sum(int((b.plan.status <= Status.INNER).sum()) for b in batch)
-        return tokens * self.needed.body + models * rows * self.needed.head
+        raised = labeller.reinforced is not None
+        tokens = rows = 0
+        for block in batch:
+            translations = 1 + len(block.others)
+            tokens += translations * (len(block.target_ids) + 1) + (raised + inner) * (len(block.ids) + 1)
+            rows += (translations + raised) * int((block.plan.status <= Status.INNER).sum())
+        return tokens * self.needed.body + rows * self.needed.head
 
     def _train(
         self,

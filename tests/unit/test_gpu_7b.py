@@ -144,5 +144,6 @@ def test_flops_of_labelling_are_those_torch_counts(inside: bool) -> None:
     labeller = Labeller(*models, settings, pad_id=0, bos_id=1)
     total, attention = counted(lambda: labeller.label(blocks))
     translated, original = BLOCK + 2, BLOCK + 1
-    tokens = 4 * (translated + (1 if inside else 2) * original)
+    assert len(blocks[0].others) == settings.dictionaries - 1 > 0
+    tokens = 4 * (settings.dictionaries * translated + (1 if inside else 2) * original)
     assert total - attention == bench._label_flops(blocks, labeller) - tokens * bench.needed.attention
