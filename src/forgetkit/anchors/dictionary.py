@@ -90,6 +90,10 @@ class Dictionary:
                 anchors[i] = anchors[i].model_copy(update={"counterpart": counterpart})
         return Dictionary(tuple(anchors))
 
+    def versions(self, count: int) -> list[Dictionary]:
+        """The kept anchors as they are, then `redealt`: at most `count`, no two alike (few anchors have few ways)."""
+        return list(dict.fromkeys([Dictionary(self.kept), *(self.redealt(seed) for seed in range(1, count))]))
+
     def save(self, path: Path) -> None:
         """Write YAML, best score first, with a comment on how to edit it."""
         entries = []

@@ -72,7 +72,7 @@ def prepare_blocks(
     indices: range | None = None,
 ) -> Iterator[PreparedBlock]:
     """Translate, tokenise and align block after block (ALGORITHM 2b), in the corpus' order; `indices`: only these."""
-    matchers = [Matcher(dictionary), *(Matcher(dictionary.redealt(n)) for n in range(1, settings.dictionaries))]
+    matchers = [Matcher(version) for version in dictionary.versions(settings.dictionaries)]
     telltale = telltale_tokens(corpus, matchers[0]) if settings.suppress_unseen_anchors > 0 else None
     document, matches = -1, list[list[Match]]()
     for index in indices if indices is not None else range(len(corpus)):

@@ -249,3 +249,13 @@ def test_redealt_counterparts_stay_within_their_kind() -> None:
             assert own == sorted(c for k, _, c in (*names, *places) if k == kind)
     assert len({tuple(a.counterpart for a in one.anchors) for one in dealt}) > 2
     assert dictionary.redealt(3) == dictionary.redealt(3)
+
+
+def test_versions_begin_with_the_dictionary_and_none_comes_twice() -> None:
+    pair = tuple(Anchor(term=t, kind="woman", counterpart=c) for t, c in (("Dorothy", "Martha"), ("Ozma", "Clara")))
+    versions = Dictionary((*pair, Anchor(term="Toto", counterpart="Rex", keep=False))).versions(8)
+    assert len(versions) == 2
+    assert versions[0] == Dictionary(pair)
+    assert [a.counterpart for a in versions[1].anchors] == ["Clara", "Martha"]
+    assert Dictionary(pair[:1]).versions(4) == [Dictionary(pair[:1])]
+    assert len(Dictionary(pair).versions(1)) == 1

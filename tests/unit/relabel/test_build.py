@@ -73,7 +73,8 @@ def test_fast_labels_equal_the_slow_reference(tmp_path: Path, changes: dict[str,
     build_labels(text, None, DICTIONARY, tokenizer, baseline, reinforced, settings, tmp_path)
     labels, _ = load_labels(tmp_path)
     assert len(labels) == len(text)
-    matchers = [Matcher(DICTIONARY), *(Matcher(DICTIONARY.redealt(n)) for n in range(1, settings.dictionaries))]
+    matchers = [Matcher(version) for version in DICTIONARY.versions(settings.dictionaries)]
+    assert len(matchers) == settings.dictionaries
     double = [m.double() for m in models()]
     compared = 0
     with torch.no_grad():
