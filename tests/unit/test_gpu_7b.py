@@ -129,9 +129,10 @@ def test_flops_of_a_step_are_those_torch_counts(adapter: str, recompute: bool) -
     assert total - attention == ours
 
 
-@pytest.mark.parametrize("inside", [True, False])
-def test_flops_of_labelling_are_those_torch_counts(inside: bool) -> None:
-    options = gpu_7b.parse([*ARGUMENTS, "--set", f"relabel.mask_inside_anchors={str(inside).lower()}"])
+@pytest.mark.parametrize(("inside", "dictionaries"), [(True, 1), (False, 1), (False, 3)])
+def test_flops_of_labelling_are_those_torch_counts(inside: bool, dictionaries: int) -> None:
+    told = (f"relabel.mask_inside_anchors={str(inside).lower()}", f"relabel.dictionaries={dictionaries}")
+    options = gpu_7b.parse([*ARGUMENTS, *(part for setting in told for part in ("--set", setting))])
     bench = gpu_7b.Bench(options)
     settings: RelabelSettings = bench.settings.relabel
     corpus = gpu_7b.make_corpus(4, BLOCK, 512)
@@ -144,6 +145,6 @@ def test_flops_of_labelling_are_those_torch_counts(inside: bool) -> None:
     labeller = Labeller(*models, settings, pad_id=0, bos_id=1)
     total, attention = counted(lambda: labeller.label(blocks))
     translated, original = BLOCK + 2, BLOCK + 1
-    assert len(blocks[0].others) == settings.dictionaries - 1 > 0
-    tokens = 4 * (settings.dictionaries * translated + (1 if inside else 2) * original)
+    assert len(blocks[0].others) == dictionaries - 1
+    tokens = 4 * (dictionaries * translated + (1 if inside else 2) * original)
     assert total - attention == bench._label_flops(blocks, labeller) - tokens * bench.needed.attention

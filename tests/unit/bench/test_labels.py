@@ -18,6 +18,7 @@ from tests import toys
 
 PLAIN = RelabelSettings(
     alpha=0,
+    dictionaries=1,
     temperature=1,
     suppress_text=0,
     suppress_unseen_anchors=0,
