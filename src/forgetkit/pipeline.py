@@ -45,7 +45,7 @@ from forgetkit.evaluate.retraining import load_seeds
 from forgetkit.evaluate.run import evaluate
 from forgetkit.methods import get as get_method
 from forgetkit.plan.build import make_plan
-from forgetkit.plan.fit import TRAINING, refuse_impossible
+from forgetkit.plan.fit import SHARED, refuse_impossible
 from forgetkit.plan.work import Texts
 from forgetkit.relabel.build import build_labels, load_labels
 from forgetkit.relabel.preview import write_preview
@@ -152,8 +152,11 @@ class Stage:
     mutable: tuple[str, ...] = ()
     exact: bool = True
     """Whether dtype, device and threads can change the result's bits."""
-    shared: bool = False
-    """Whether every rank takes part; of the others rank 0 makes all alone, while the rest wait."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether every rank takes part; the other stages rank 0 makes all alone, while the rest wait."""
+        return self.name in SHARED
 
 
 def run(
@@ -244,7 +247,7 @@ def _ensure(stage: Stage, context: Context, on_event: Callable[[Event], None]) -
         distributed.broadcast(None)
         on_event(Event(stage.name, "kept"))
         return
-    if stage.name in (*TRAINING, "4-labels"):
+    if stage.shared:
         _refuse_impossible(stage.name, context)
     on_event(Event(stage.name, "begins"))
     began = time.monotonic()
@@ -562,7 +565,6 @@ STAGES: tuple[Stage, ...] = (
             "reinforce": c.settings.reinforce,
         },
         _make_reinforced,
-        shared=True,
     ),
     Stage(
         "3-anchors",
@@ -586,13 +588,11 @@ STAGES: tuple[Stage, ...] = (
             "relabel": c.settings.relabel,
         },
         _make_labels,
-        shared=True,
     ),
     Stage(
         "5-unlearned",
         lambda c: {"model": c.model_hash, "4-labels": _made(c, "4-labels"), "finetune": c.settings.finetune},
         _make_unlearned,
-        shared=True,
     ),
     Stage(
         "6-evaluation",

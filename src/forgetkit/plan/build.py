@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from forgetkit.core import models
-from forgetkit.plan.fit import SECTIONS, TRAINING, USABLE, Case, Machine, shortage
+from forgetkit.plan.fit import SECTIONS, SHARED, USABLE, Case, Machine, shortage
 from forgetkit.plan.rates import Clock, Rates, TooNoisy, calibrate
 from forgetkit.plan.shape import micro_rows, read_config
 from forgetkit.plan.work import Plan, Texts, find_terms
 from forgetkit.settings import Settings
 
 WITH_MODELS = ("2-reinforced", "3-anchors", "4-labels", "5-unlearned", "6-evaluation")
-SHARED = (*TRAINING, "4-labels")
-"""Stages that the ranks of a run divide among them."""
 
 _FULL: dict[str, Any] = {"adapter": "full", "optimizer": "adamw", "gradient_checkpointing": False, "fsdp": False}
 WAYS: dict[str, dict[str, Any]] = {

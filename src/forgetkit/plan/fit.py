@@ -27,6 +27,8 @@ HEAP = 1.3
 it, and not all are used again. Measured; with every piece given back at once it is 1.0."""
 SECTIONS = {"2-reinforced": "reinforce", "5-unlearned": "finetune"}
 TRAINING = ("2-reinforced", "5-unlearned")
+SHARED = (*TRAINING, "4-labels")
+"""Stages that the ranks of a run divide among them; of them a run refuses beforehand what cannot fit."""
 
 
 @dataclass(frozen=True)
