@@ -51,9 +51,8 @@ def page(records: list[dict[str, Any]]) -> str:
             f"## Measured: {name}",
             "",
             f"`forgetkit bench oz{option}` made these tables, `benchmarks/record_oz.py` put them here. "
-            f"Stages 1 to 8 took {sum(told['seconds'].values())} s on {told['threads']} CPU threads"
-            + (f" that multiply the model's matrices at {told['gflops']:.0f} GFLOP/s." if "gflops" in told else "."),
-            *([told["note"]] if "note" in told else []),
+            f"Stages 1 to 8 took {sum(told['seconds'].values())} s on {told['threads']} CPU threads that multiply the "
+            f"model's matrices at {told['gflops']:.0f} GFLOP/s.",
             "",
         ]
         tables = oz.tables(told) + (ablation.tables(told["ablation"]) if "ablation" in told else [])
