@@ -11,9 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from forgetkit import pipeline
 from forgetkit.core.errors import ForgetkitError
+from forgetkit.corpus.blocks import block_documents
+from forgetkit.corpus.readers import Document
 from forgetkit.plan import fit, rates
 from forgetkit.plan.fit import Case, Machine
 from forgetkit.plan.rates import NOISE_LIMIT, TooNoisy, settle, timed
@@ -216,6 +219,13 @@ def test_a_large_model_is_timed_by_one_and_two_of_its_layers(tiny: Tiny, monkeyp
     one, two = (rates.Rates(*[value] * 9) for value in (1.0, 1.5))
     assert one.deeper(two, 10).finetune == 1 + 9 * 0.5
     assert two.deeper(one, 10).finetune == 1.5  # a layer that seems to cost less than nothing costs nothing
+
+
+@pytest.mark.parametrize(("window", "new"), [(8, 7), (20, 16), (256, 16)])
+def test_decoding_is_timed_within_the_models_window(window: int, new: int) -> None:
+    net = GPT2LMHeadModel(GPT2Config(vocab_size=400, n_embd=32, n_layer=1, n_head=2, n_positions=window)).eval()
+    sample = block_documents([Document("a", "a.txt", toys.TEXT, "", "utf-8", ())], toys.tokenizer(), 16)
+    assert rates.Bench(net, sample, Settings(), 0, ticking()).decode() == pytest.approx(1 / new)
 
 
 def test_what_cannot_be_foreseen_is_said(tiny: Tiny) -> None:
