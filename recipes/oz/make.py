@@ -4,7 +4,7 @@
 
 texts      copy the texts into OUT/data
 tokenizer  tokenizer and configuration in OUT/init, the tokens of every text beside the texts
-trunk      without --start: the trunk that O and R share; it never sees Oz (OUT/models/trunk)
+trunk      what O and R share; it never sees Oz (OUT/models/trunk); with --start it goes on from an earlier model
 last       O and R, three seeds of each (o1 r1 o2 r2 o3 r3)
 scratch    O and R without a shared trunk, and a second such R (scratch-o4 scratch-r4 scratch-r5)
 ship       put o1 and r1 into the package
@@ -48,7 +48,7 @@ from forgetkit.settings import EvaluateSettings, Settings
 STAGES = ("texts", "tokenizer", "trunk", "last", "scratch", "ship", "probes", "measure")
 COMMAND = "python recipes/oz/make.py --texts DIR --out DIR"
 SHIPPED = ("config.json", "generation_config.json", *train.TOKENIZER, "model.safetensors")
-TRUNK_GIVEN = "oz-retrained"
+FIRST_GIVEN = "oz-retrained"
 OTHER_RETRAINED, OTHER_BASES = ("r2", "r3"), ("o2", "o3")
 
 
@@ -66,12 +66,13 @@ class Phase:
     seed: int
 
 
-TRUNK = (
-    Phase("trunk-begun", "init", 1461, 2e-3, 100, "constant", 0, 11),
-    Phase("trunk", "trunk-begun", 779, 1.5e-3, 30, "linear", 0, 12),
+FIRST = (
+    Phase("first-begun", "init", 1461, 2e-3, 100, "constant", 0, 11),
+    Phase("first", "first-begun", 779, 1.5e-3, 30, "linear", 0, 12),
 )
+TRUNK = Phase("trunk", "first", 2530, 1.5e-3, 30, "constant", 0, 13)
 LAST = tuple(
-    Phase(f"{letter}{seed}", "trunk", 320, 1.2e-3, 30, "linear", oz, seed)
+    Phase(f"{letter}{seed}", "trunk", 320, 1.5e-3, 30, "linear", oz, seed)
     for seed in (1, 2, 3)
     for letter, oz in (("o", 16), ("r", 0))
 )
@@ -106,7 +107,7 @@ def configuration(vocabulary: int = data.VOCABULARY) -> LlamaConfig:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Where everything lies. start: folder of the first models, whose R is the trunk, or None to make one."""
+    """Where everything lies. start: folder of the first models, whose R the trunk goes on from, or None to make it."""
 
     out: Path
     texts: Path | None = None
@@ -119,11 +120,11 @@ class Recipe:
         return self.out / "data"
 
     def model(self, name: str) -> Path:
-        """The folder of a model, of the trunk given with --start, or of the configuration ('init')."""
+        """The folder of a model, of the first model given with --start, or of the configuration ('init')."""
         if name == "init":
             return self.out / "init"
-        if name == "trunk" and self.start is not None:
-            return self.start / TRUNK_GIVEN
+        if name == "first" and self.start is not None:
+            return self.start / FIRST_GIVEN
         return self.out / "models" / name
 
     def need(self, name: str, stage: str) -> Path:
@@ -133,13 +134,12 @@ class Recipe:
             ForgetkitError: which file is missing, and the command that makes it.
         """
         folder = self.model(name)
-        if name == "trunk" and self.start is not None:
+        if name == "first" and self.start is not None:
             if not (folder / "model.safetensors").exists():
-                remedy = "give the folder of the first models with --start, or leave --start out to train a trunk"
+                remedy = "give the folder of the first models with --start, or leave --start out to train from random weights"
                 raise ForgetkitError("is missing", str(folder / "model.safetensors"), remedy)
         elif not train.finished(folder):
-            also = ", or give one with --start DIR" if name == "trunk" else ""
-            remedy = f"make it with: {COMMAND} --only {stage}{also}"
+            remedy = f"make it with: {COMMAND} --only {stage}"
             raise ForgetkitError("is missing", str(folder / "model.safetensors"), remedy)
         return folder
 
@@ -157,7 +157,7 @@ def make_init(recipe: Recipe) -> None:
     """
     init, given = recipe.model("init"), None
     if recipe.start is not None:
-        given = recipe.need("trunk", "trunk")
+        given = recipe.need("first", "trunk")
     if not (init / "config.json").exists():
         partial = recipe.out / "init.partial"
         shutil.rmtree(partial, ignore_errors=True)
@@ -246,8 +246,8 @@ def run_phases(phases: Sequence[Phase], recipe: Recipe, stage: str) -> None:
 
 
 def make_trunk(recipe: Recipe) -> None:
-    """Train the trunk, one phase after the other, unless one is given."""
-    for phase in TRUNK if recipe.start is None else ():
+    """Train the trunk, one phase after the other; a given first model takes the place of the phases before it."""
+    for phase in (*(FIRST if recipe.start is None else ()), TRUNK):
         run_phases((phase,), recipe, "trunk")
 
 
@@ -387,7 +387,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--texts", type=Path, help="folder with corpus.jsonl.xz, oz/ and heldout/")
     parser.add_argument("--out", type=Path, required=True, help="where data, models and measurements go")
     parser.add_argument(
-        "--start", type=Path, help="folder with oz-retrained, a model that never saw Oz, to take as the trunk"
+        "--start", type=Path, help="folder with oz-retrained, a model that never saw Oz, for the trunk to go on from"
     )
     parser.add_argument("--only", nargs="+", choices=STAGES, metavar="STAGE", help="these stages only")
     parser.add_argument("--jobs", type=int, default=default_jobs(), help="models trained side by side")

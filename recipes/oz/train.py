@@ -31,7 +31,7 @@ from forgetkit.core.optim import MasterAdamW
 from forgetkit.core.progress import progress
 
 ROWS = 16  # blocks of 512 tokens in a step
-MICRO = 4  # blocks in a forward pass
+MICRO = 8  # blocks in a forward pass
 SAVE_EVERY = 40
 CURVE = ("step", "train_loss", "heldout_loss", "seconds")
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")

@@ -434,7 +434,7 @@ def _make_labels(context: Context, out: Path, work: Path) -> None:
     settings = context.settings
     train_retain, _ = split_retain(retain)
     labels = work / "labels"  # shards outlive a kill there
-    baseline, reinforced = context.pair(settings.relabel.alpha > 0)
+    baseline, reinforced = context.pair(settings.relabel.uses_reinforced)
     build_labels(
         target,
         train_retain,
@@ -583,7 +583,7 @@ STAGES: tuple[Stage, ...] = (
         lambda c: {
             "model": c.model_hash,
             "1-corpus": _made(c, "1-corpus"),
-            "2-reinforced": _made(c, "2-reinforced") if c.settings.relabel.alpha > 0 else "",
+            "2-reinforced": _made(c, "2-reinforced") if c.settings.relabel.uses_reinforced else "",
             "3-anchors": _meaning(c),
             "relabel": c.settings.relabel,
         },

@@ -152,13 +152,19 @@ class AnchorSettings(Section):
 class RelabelSettings(Section):
     """Components 2b-2d: translate, combine, keep consistent."""
 
-    alpha: float = Field(0.5, ge=0)
-    """Strength of subtracting the reinforced model (paper: 5)."""
+    alpha: float = Field(0.0, ge=0)
+    """Strength of subtracting what the reinforced model predicts above the baseline (paper: 5)."""
+    contrast: float = Field(0.4, ge=0)
+    """Ours: subtract so much of what reinforcement changed on the original text, where it raised a token and where it
+    lowered one; 0 = off (paper). Reading the text again moves predictions the way that reading it once did."""
     space: Literal["logits", "log_probs"] = "log_probs"
     """Combine raw logits (paper) or log-probabilities."""
-    temperature: float = Field(1.1, gt=0)
+    temperature: float = Field(1.18, gt=0)
     """Ours: the combined prediction is divided by this before it becomes a label (paper: 1). A model is surer of a text
-    it has read than of any other, translated or not; 1.1 takes that surplus away."""
+    it has read than of any other, translated or not."""
+    prior: float = Field(0.15, ge=0)
+    """Ours: what `temperature` takes away goes to words as common text has them: so many times the log frequency of
+    each token in the retain text (in the target where there is none) is added; 0 = off (paper)."""
     dictionaries: int = Field(4, ge=1)
     """Ours: label under so many dictionaries and average the predictions in probability (paper: 1). The further ones
     have the same anchors with counterparts dealt anew within each kind; each costs one forward pass more."""
@@ -190,6 +196,16 @@ class RelabelSettings(Section):
     """Blocks per forward pass."""
     chunk_positions: int = Field(512, ge=1)
     """Positions whose full-vocabulary logits are alive at one time."""
+
+    @property
+    def uses_reinforced(self) -> bool:
+        """Whether labels depend on the reinforced model."""
+        return self.alpha > 0 or self.contrast > 0
+
+    @property
+    def uses_original(self) -> bool:
+        """Whether they depend on the baseline's own predictions on the original text."""
+        return self.contrast > 0 or not self.mask_inside_anchors
 
 
 class FinetuneSettings(TrainSettings):

@@ -6,6 +6,7 @@ nothing else with the code under test.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ def slow_labels(
     baseline: Any,
     reinforced: Any,
     s: RelabelSettings,
+    common: Any,
 ) -> list[tuple[torch.Tensor, torch.Tensor] | None]:
     """Of every position of a block: the label's log-probabilities and the larger of both models'; None: no loss."""
     block = corpus[block_index]
@@ -54,6 +56,11 @@ def slow_labels(
     v_original = baseline(torch.tensor([block.ids.tolist()])).logits[0].double()
     v_reinforced = reinforced(torch.tensor([block.ids.tolist()])).logits[0].double()
     telltale = _telltale(corpus, matcher)
+    counts = [1.0] * v_original.shape[-1]
+    for other in common:
+        for token in other.ids.tolist():
+            counts[token] += 1
+    log_prior = [math.log(count / sum(counts)) for count in counts]
     result: list[tuple[torch.Tensor, torch.Tensor] | None] = []
     for i in range(n):
         if i == n - 1:
@@ -81,21 +88,28 @@ def slow_labels(
                 result.append(None)
                 continue
             v = v_translated[js[-1]].clone()
-        r = v_reinforced[i]
+        r, own = v_reinforced[i], v_original[i]
         before = torch.maximum(torch.log_softmax(v, -1), torch.log_softmax(r, -1))
         if s.space == "log_probs":
-            v, r = torch.log_softmax(v, -1), torch.log_softmax(r, -1)
+            v, r, own = (torch.log_softmax(x, -1) for x in (v, r, own))
         for token in range(len(v)):
-            v[token] = (v[token] - s.alpha * max(0.0, float(r[token] - v[token]))) / s.temperature
+            generic = (v[token] - s.alpha * max(0.0, float(r[token] - v[token]))) / s.temperature
+            v[token] = generic - s.contrast * (r[token] - own[token]) + s.prior * log_prior[token]
+        lowered = dict.fromkeys(range(len(v)), 0.0)
         for token in _counterpart_tokens(seen, counterpart_starts, t_ids, t_offsets):
-            v[token] -= s.penalise_seen_counterparts
+            lowered[token] += s.penalise_seen_counterparts
         for token in set().union(*telltale.values()) if telltale else ():
             if not any(token in telltale.get(a, ()) for a in seen):
-                v[token] -= s.suppress_unseen_anchors
+                lowered[token] += s.suppress_unseen_anchors
         if continues:
-            v[int(block.ids[i + 1])] -= s.inner_suppression
+            lowered[int(block.ids[i + 1])] += s.inner_suppression
         if following is None:
-            v[int(block.ids[i + 1])] -= s.suppress_text
+            lowered[int(block.ids[i + 1])] += s.suppress_text
+        total = float(torch.logsumexp(v, -1))
+        for token, amount in lowered.items():
+            if s.prior > 0:  # never below its share of common text
+                amount = min(amount, max(0.0, float(v[token]) - total - log_prior[token]))
+            v[token] -= amount
         result.append((torch.log_softmax(v, -1), before))
     return result
 

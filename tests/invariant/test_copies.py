@@ -68,19 +68,18 @@ def test_T6_labelling_copies_neither_model(tmp_path: Path) -> None:
     assert {n - before for n in seen} == {2}
 
 
-@pytest.mark.parametrize(("alpha", "models"), [(0.0, 1), (1.0, 2)])
-def test_T6_labelling_uses_every_model_it_holds(tmp_path: Path, alpha: float, models: int) -> None:
-    """The reinforced model is run exactly when alpha makes it count; the baseline alone otherwise."""
+@pytest.mark.parametrize(("alpha", "contrast", "models"), [(0.0, 0.0, 1), (1.0, 0.0, 2), (0.0, 0.4, 2)])
+def test_T6_labelling_uses_every_model_it_holds(tmp_path: Path, alpha: float, contrast: float, models: int) -> None:
+    """The reinforced model is run exactly when alpha or contrast makes it count; the baseline alone otherwise."""
+    settings = RelabelSettings(alpha=alpha, contrast=contrast)
     used: set[str] = set()
     baseline, reinforced = toys.model("llama", 400, seed=1), toys.model("llama", 400, seed=2)
     for name, model in (("baseline", baseline), ("reinforced", reinforced)):
         model.model.register_forward_hook(lambda *_, name=name: used.add(name))
-    labeller = Labeller(baseline, reinforced, RelabelSettings(alpha=alpha), pad_id=0, bos_id=None)
+    labeller = Labeller(baseline, reinforced, settings, pad_id=0, bos_id=None)
     assert (labeller.reinforced is not None) == (models == 2)
     used.clear()
-    build_labels(
-        corpus(), None, DICTIONARY, toys.tokenizer(), baseline, reinforced, RelabelSettings(alpha=alpha), tmp_path
-    )
+    build_labels(corpus(), None, DICTIONARY, toys.tokenizer(), baseline, reinforced, settings, tmp_path)
     assert "baseline" in used
     assert ("reinforced" in used) == (models == 2)
 

@@ -16,13 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from forgetkit import corpus, demo, pipeline, reinforce
+from forgetkit import demo, pipeline, reinforce
 from forgetkit.anchors.dictionary import Dictionary
 from forgetkit.bench.oz import BENCH, FORGET, LabelBench, costs
 from forgetkit.core.artifacts import hash_json, run_lock
 from forgetkit.core.errors import ForgetkitError, suggest
-from forgetkit.core.models import load_tokenizer
-from forgetkit.corpus.blocks import BlockedCorpus
 from forgetkit.evaluate.run import write_json
 from forgetkit.pipeline import Event, Inputs
 from forgetkit.settings import Settings
@@ -172,8 +170,7 @@ class _LabelTable:
 
     def __init__(self, run: Path, settings: Settings, full: bool) -> None:
         self.run, self.settings = run, settings
-        self.target: BlockedCorpus = corpus.load(run / "1-corpus")[0]
-        self.bench = LabelBench(self.target, load_tokenizer(str(demo.MODEL)), settings, full=full)
+        self.bench = LabelBench(run, settings, full=full)
         self.offline = Dictionary.load(run / "3-anchors" / pipeline.ANCHORS)
 
     def measure(self, name: str) -> dict[str, Any]:
@@ -192,7 +189,7 @@ class _LabelTable:
             folder.mkdir(parents=True)
             reinforce.run(
                 str(demo.MODEL),
-                self.target,
+                self.bench.target,
                 section,
                 self.settings.model,
                 folder,

@@ -84,7 +84,7 @@ def measure_model(
 ) -> Positions:
     """Hold a model's own predictions on the original text against the reference's."""
     ids = [PreparedBlock(target[b].ids, target[b].ids, None) for b in blocks]  # type: ignore[arg-type]
-    labeller = Labeller(model, None, RelabelSettings(alpha=0), pad_id=pad_id, bos_id=target.bos_id)
+    labeller = Labeller(model, None, RelabelSettings(alpha=0, contrast=0), pad_id=pad_id, bos_id=target.bos_id)
     truth = SplitHead(reference)
     kl: list[Floats] = []
     same: list[Floats] = []
@@ -142,12 +142,18 @@ def prepared_blocks(
 
 
 def make_labeller(
-    baseline: Any, reinforced: Any | None, dictionary: Dictionary, tokenizer: Any, settings: RelabelSettings, bos: Any
+    baseline: Any,
+    reinforced: Any | None,
+    dictionary: Dictionary,
+    tokenizer: Any,
+    settings: RelabelSettings,
+    bos: Any,
+    common: BlockedCorpus,
 ) -> Labeller:
-    """A labeller as `relabel.build` makes it."""
+    """A labeller as `relabel.build` makes it; `common`: the text whose token frequencies are the prior."""
     tokens = anchor_token_ids(dictionary, tokenizer) if settings.subtract == "anchor_tokens" else None
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    return Labeller(baseline, reinforced, settings, pad_id=pad_id, bos_id=bos, anchor_tokens=tokens)
+    return Labeller(baseline, reinforced, settings, pad_id=pad_id, bos_id=bos, anchor_tokens=tokens, common=common)
 
 
 def quality(

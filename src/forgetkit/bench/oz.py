@@ -88,7 +88,7 @@ def bench(
             rows[name] = _evaluate(made, chosen, target, retain, folder / "measured" / name, folder / "work")
         on_event(Event("label quality", "begins"))
         told = _told(chosen, inputs, rows, full)
-        told["labels"] = labels_of_run(out, chosen, target, full=full)
+        told["labels"] = labels_of_run(out, chosen, full=full)
         closed = told["labels"]["all"].get("closed", {"value": None, "high": None})
         told["goals"].append(
             {
@@ -214,10 +214,9 @@ def _goals(unlearned: Mapping[str, Any]) -> list[dict[str, Any]]:
     return goals
 
 
-def labels_of_run(run: Path, settings: Settings, target: BlockedCorpus, *, full: bool) -> dict[str, Any]:
+def labels_of_run(run: Path, settings: Settings, *, full: bool) -> dict[str, Any]:
     """Label quality of the labels that this run's settings, dictionary and reinforced model give."""
-    tokenizer = load_tokenizer(str(demo.MODEL))
-    measure = LabelBench(target, tokenizer, settings, full=full)
+    measure = LabelBench(run, settings, full=full)
     reinforced = run / "2-reinforced" / "model"
     return measure(
         Dictionary.load(run / "3-anchors" / pipeline.ANCHORS),
@@ -230,8 +229,10 @@ def labels_of_run(run: Path, settings: Settings, target: BlockedCorpus, *, full:
 class LabelBench:
     """Label quality on fixed blocks of the bundled books: models loaded, yardsticks measured once."""
 
-    def __init__(self, target: BlockedCorpus, tokenizer: Any, settings: Settings, *, full: bool) -> None:
-        self.target, self.tokenizer, self.settings = target, tokenizer, settings
+    def __init__(self, run: Path, settings: Settings, *, full: bool) -> None:
+        target, retain = corpus.load(run / "1-corpus")
+        tokenizer = load_tokenizer(str(demo.MODEL))
+        self.target, self.common, self.tokenizer, self.settings = target, retain, tokenizer, settings
         self.blocks = label_quality.sample(target, LABEL_BLOCKS)
         self.pad_id = tokenizer.pad_token_id or 0
         self.baseline = load_model(str(demo.MODEL), settings.model)
@@ -253,10 +254,10 @@ class LabelBench:
         self, dictionary: Dictionary, reinforced: str | None, settings: RelabelSettings, label: str
     ) -> dict[str, Any]:
         """Quality by class of the labels these parts give."""
-        raised = load_model(reinforced, self.settings.model) if reinforced and settings.alpha > 0 else None
+        raised = load_model(reinforced, self.settings.model) if reinforced and settings.uses_reinforced else None
         prepared = label_quality.prepared_blocks(self.target, self.blocks, dictionary, self.tokenizer, settings)
         labeller = label_quality.make_labeller(
-            self.baseline, raised, dictionary, self.tokenizer, settings, self.target.bos_id
+            self.baseline, raised, dictionary, self.tokenizer, settings, self.target.bos_id, self.common
         )
         measured = label_quality.measure_labels(prepared, labeller, self.reference, label=label)
         return label_quality.quality(measured, self.own, self.other, self.kinds, self.settings.seed)

@@ -127,7 +127,7 @@ class Case:
 
     def labelling(self, settings: RelabelSettings) -> Need:
         """What labelling needs under these settings."""
-        copies = self.copies(settings.alpha > 0)
+        copies = self.copies(settings.uses_reinforced)
         return memory.labelling(self.config, self.dtype, settings, self.tokens, self.shape.parameters, copies)
 
     def need(self, stage: str) -> Need:

@@ -23,7 +23,7 @@ from forgetkit.core.loop import recomputing
 from forgetkit.evaluate.forward import LOGITS_ELEMENTS
 from forgetkit.methods.whp import label_divergence
 from forgetkit.plan.shape import skeleton, with_layers
-from forgetkit.relabel.combine import average, generic_logits, hard_labels, in_space, salience, soft_labels
+from forgetkit.relabel.combine import average, generic_logits, hard_labels, in_space, salience, shift, soft_labels
 from forgetkit.settings import FinetuneSettings, RelabelSettings, TrainSettings
 
 FP32 = 4
@@ -156,9 +156,13 @@ def label_batch(config: Any, dtype: torch.dtype, settings: RelabelSettings, rows
         def generic(states_BTH: Tensor) -> tuple[Tensor, Tensor | None]:
             base = values(states_BTH)
             v = generic_logits(base, raised, alpha=settings.alpha).div_(settings.temperature)
+            if moved is not None:
+                v.add_(moved)
             return v, None if settings.labels == "hard" else salience(base, raised, settings.space)
 
-        raised = values(states[0]) if settings.alpha > 0 else None
+        raised = values(states[0]) if settings.uses_reinforced else None
+        own = values(states[1]) if raised is not None and settings.contrast > 0 else None
+        moved = shift(own, raised, settings.contrast, None, 0.0)
         v, salient = average(generic(states_BTH) for states_BTH in states[2:])
         if settings.labels == "hard":
             hard_labels(v)

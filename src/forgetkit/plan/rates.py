@@ -223,7 +223,9 @@ class Bench:
         if retain:
             settings = retain_settings(settings)
         raised = self.net if self.settings.reinforce.epochs > 0 else None
-        labeller = Labeller(self.net, raised, settings, pad_id=self.pad_id, bos_id=self.sample.bos_id)
+        labeller = Labeller(
+            self.net, raised, settings, pad_id=self.pad_id, bos_id=self.sample.bos_id, common=self.sample
+        )
         inner = not retain and not settings.mask_inside_anchors
 
         def work(rows: int) -> int:

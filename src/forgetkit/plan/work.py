@@ -177,9 +177,9 @@ class Plan:
 
     def _labels(self) -> Work:
         settings = self.settings.relabel
-        models = 2 if settings.alpha > 0 and self.settings.reinforce.epochs > 0 else 1
-        predicted = models - 1 + settings.dictionaries
-        passes = predicted + (not settings.mask_inside_anchors)
+        models = 2 if settings.uses_reinforced and self.settings.reinforce.epochs > 0 else 1
+        passes = models - 1 + settings.uses_original + settings.dictionaries
+        predicted = models - 1 + settings.dictionaries + (models == 2 and settings.contrast > 0)
         target = self.texts.target.n_tokens
         retain = tokens_in(self.texts.retain, self.retain_blocks) if settings.retain == "kl" else 0.0
         labelled = tokens_in(self.texts.retain, self.retain_blocks) + target

@@ -29,7 +29,17 @@ from forgetkit.core.heads import SplitHead
 from forgetkit.core.progress import Progress
 from forgetkit.corpus.blocks import BlockedCorpus
 from forgetkit.corpus.tokenise import encode
-from forgetkit.relabel.combine import TopK, average, generic_logits, hard_labels, in_space, salience, soft_labels
+from forgetkit.relabel.combine import (
+    TopK,
+    average,
+    generic_logits,
+    hard_labels,
+    in_space,
+    log_frequencies,
+    salience,
+    shift,
+    soft_labels,
+)
 from forgetkit.relabel.consistency import (
     LabelPlan,
     Role,
@@ -115,7 +125,10 @@ def near_anchors(role: NDArray[np.uint8]) -> NDArray[np.bool_]:
 
 
 class Labeller:
-    """Turns prepared blocks into labels with one or two models."""
+    """Turns prepared blocks into labels with one or two models.
+
+    common: the text whose token frequencies are the prior; with None there is no prior.
+    """
 
     def __init__(
         self,
@@ -126,12 +139,17 @@ class Labeller:
         pad_id: int,
         bos_id: int | None,
         anchor_tokens: NDArray[np.int32] | None = None,
+        common: BlockedCorpus | None = None,
     ) -> None:
         self.baseline = SplitHead(baseline)
-        self.reinforced = SplitHead(reinforced) if reinforced is not None and settings.alpha > 0 else None
+        self.reinforced = SplitHead(reinforced) if reinforced is not None and settings.uses_reinforced else None
         self.settings, self.pad_id, self.bos_id = settings, pad_id, bos_id
         self.vocab_size = int(baseline.get_output_embeddings().weight.shape[0])
         self.device = baseline.get_input_embeddings().weight.device
+        self.prior_V: Tensor | None = None
+        if common is not None and settings.prior > 0:
+            ids = np.concatenate([block.ids for block in common])
+            self.prior_V = log_frequencies(ids, self.vocab_size).to(self.device)
         self.subtract_V: Tensor | None = None
         self.largest = LARGEST_GAINS if settings.subtract == "largest_gains" else None
         if settings.subtract == "anchor_tokens" and anchor_tokens is not None:
@@ -177,21 +195,35 @@ class Labeller:
         step = self.settings.chunk_positions
         for low in range(0, len(position), step):
             which, at = row_block[low : low + step], position[low : low + step]
-            raised_NV = None
-            if raised is not None and self.reinforced is not None:
-                states_NH = raised[torch.from_numpy(which), torch.from_numpy(at)]
-                raised_NV = in_space(self.reinforced.logits(states_NH), self.settings.space)
+            raised_NV = self._rows(self.reinforced, raised, which, at)
+            contrasted = raised_NV is not None and self.settings.contrast > 0
+            own_NV = self._rows(self.baseline, original, which, at) if contrasted else None
+            shift_NV = shift(own_NV, raised_NV, self.settings.contrast, self.prior_V, self.settings.prior)
             predicted = (
-                self._predict_rows(version, which, at, states, original, raised_NV)
+                self._predict_rows(version, which, at, states, original, raised_NV, shift_NV)
                 for version, states in zip(versions, translated, strict=True)
             )
             yield which, at, *average(predicted)
 
     def _original(self, blocks: Sequence[PreparedBlock]) -> Tensor | None:
-        """The baseline on the original text, only when a position inside an anchor asks for it."""
-        if any((b.plan.status == Status.INNER).any() for b in blocks):
+        """The baseline on the original text, only where something asks for it."""
+        contrasted = self.settings.contrast > 0 and self.reinforced is not None
+        if contrasted or any((b.plan.status == Status.INNER).any() for b in blocks):
             return self._hidden(self.baseline, [b.ids for b in blocks])
         return None
+
+    def _rows(
+        self,
+        head: SplitHead | None,
+        states_BTH: Tensor | None,
+        row_block: NDArray[np.int64],
+        position: NDArray[np.int64],
+    ) -> Tensor | None:
+        """A model's values [N, V] at N chosen rows of its hidden states; None without them."""
+        if head is None or states_BTH is None:
+            return None
+        states_NH = states_BTH[torch.from_numpy(row_block), torch.from_numpy(position)]
+        return in_space(head.logits(states_NH), self.settings.space)
 
     def _predict_rows(
         self,
@@ -201,6 +233,7 @@ class Labeller:
         translated_BTH: Tensor,
         original_BTH: Tensor | None,
         raised_NV: Tensor | None,
+        shift_NV: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
         """Generic values and salience of N chosen rows (block in the batch, position in the block)."""
         source = np.array([blocks[b].plan.source[p] for b, p in zip(row_block, position, strict=True)])
@@ -222,6 +255,8 @@ class Labeller:
         )
         if self.settings.temperature != 1:
             v_NV.div_(self.settings.temperature)
+        if shift_NV is not None:
+            v_NV.add_(shift_NV)
         self._lower(v_NV, blocks, row_block, position, inner)
         if not torch.isfinite(v_NV.sum()):  # one pass: NaN and infinity survive a sum
             raise ForgetkitError(
@@ -251,7 +286,11 @@ class Labeller:
         position: NDArray[np.int64],
         inner: NDArray[np.bool_],
     ) -> None:
-        """Rule 2, unseen anchors, the text's own next token, and the anchor's at inner positions; in place."""
+        """Rule 2, unseen anchors, the text's own next token, and the anchor's at inner positions; in place.
+
+        With a prior no token is lowered below its share of common text: a model that never read the target is no
+        surer than that.
+        """
         rows: list[NDArray[np.int64]] = []
         ids: list[NDArray[np.int32]] = []
         amounts: list[NDArray[np.float32]] = []
@@ -274,12 +313,17 @@ class Labeller:
             rows.append(at_inner)
             ids.append(np.array([blocks[row_block[r]].ids[position[r] + 1] for r in at_inner], np.int32))
             amounts.append(np.full(len(at_inner), self.settings.inner_suppression, np.float32))
-        index = (
-            torch.from_numpy(np.concatenate(rows)).to(self.device),
-            torch.from_numpy(np.concatenate(ids)).long().to(self.device),
-        )
-        # An id can be lowered for two reasons at one position; accumulate takes both.
-        v_NV.index_put_(index, -torch.from_numpy(np.concatenate(amounts)).to(self.device), accumulate=True)
+        # An id can be lowered for two reasons at one position: both count.
+        places = np.concatenate(rows) * self.vocab_size + np.concatenate(ids)
+        flat, back = np.unique(places, return_inverse=True)
+        by = torch.from_numpy(np.bincount(back, np.concatenate(amounts)).astype(np.float32)).to(self.device)
+        row_P, id_P = (torch.from_numpy(part).to(self.device) for part in np.divmod(flat, self.vocab_size))
+        if self.prior_V is None:
+            v_NV[row_P, id_P] -= by
+            return
+        lowest_P = self.prior_V[id_P] + torch.logsumexp(v_NV, dim=-1)[row_P]
+        before_P = v_NV[row_P, id_P]
+        v_NV[row_P, id_P] = torch.maximum(before_P - by, torch.minimum(before_P, lowest_P))
 
     def _scatter(
         self,
@@ -413,7 +457,13 @@ def build_labels(
     summary: dict[str, Any] = {}
     with Progress("labels", len(own_blocks(len(target))) + len(own_blocks(n_retain)), "blocks") as progress:
         labeller = Labeller(
-            baseline, reinforced, settings, pad_id=pad_id, bos_id=target.bos_id, anchor_tokens=anchor_tokens
+            baseline,
+            reinforced,
+            settings,
+            pad_id=pad_id,
+            bos_id=target.bos_id,
+            anchor_tokens=anchor_tokens,
+            common=retain if retain is not None else target,
         )
         prepared = prepare_blocks(target, dictionary, tokenizer, settings, own_blocks(len(target)))
         summary["target"] = write_labels(prepared, len(target), labeller, out / "target", progress=progress)
@@ -441,8 +491,8 @@ def build_labels(
 
 def retain_settings(settings: RelabelSettings) -> RelabelSettings:
     """The baseline's own soft prediction, nothing subtracted."""
-    plain = {"alpha": 0.0, "dictionaries": 1, "labels": "soft", "temperature": 1.0, "suppress_text": 0.0}
-    return settings.model_copy(update=plain)
+    nothing = {"alpha": 0.0, "contrast": 0.0, "prior": 0.0, "temperature": 1.0, "suppress_text": 0.0}
+    return settings.model_copy(update={**nothing, "dictionaries": 1, "labels": "soft"})
 
 
 def load_labels(folder: Path) -> tuple[LabelShards, LabelShards | None]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 Space = Literal["logits", "log_probs"]
@@ -52,6 +54,43 @@ def generic_logits(
         kept_NK = gain_NV.topk(min(largest, gain_NV.shape[-1]), dim=-1)
         gain_NV.zero_().scatter_(-1, kept_NK.indices, kept_NK.values)
     return torch.sub(baseline_NV, gain_NV, alpha=alpha)
+
+
+def shift(
+    own_NV: Tensor | None, reinforced_NV: Tensor | None, contrast: float, prior_V: Tensor | None, prior: float
+) -> Tensor | None:
+    """What is added to the generic values of every dictionary: `contrast (own - reinforced) + prior log frequency`.
+
+    Ours, the paper has neither. Both models read the ORIGINAL text here, so that their difference is what reading it
+    once more changes and nothing else; in equation 1 it is mixed with what translating changes, and what reinforcement
+    lowers is lost. Subtracted, it leads from the baseline the way back (the task arithmetic of arXiv 2212.04089, in
+    log-probabilities).
+
+    Args:
+        own_NV: the baseline on the original text, in its space; float32 [N, V], overwritten. None: no contrast.
+        reinforced_NV: the reinforced model on the same rows, same space; None: no contrast.
+        contrast, prior: the two strengths.
+        prior_V: log frequencies (`log_frequencies`); float32 [V]. None: no prior.
+
+    Returns:
+        float32, broadcastable to [N, V]; None where there is nothing to add.
+    """
+    moved: Tensor | None = None
+    if own_NV is not None and reinforced_NV is not None and contrast > 0:
+        moved = own_NV.sub_(reinforced_NV).mul_(contrast)
+    if prior_V is not None and prior > 0:
+        moved = prior * prior_V if moved is None else moved.add_(prior_V, alpha=prior)
+    return moved
+
+
+def log_frequencies(ids: NDArray[np.int32], vocab_size: int) -> Tensor:
+    """Log of every token's share of a text, each counted once more than it occurs; float32 [V].
+
+    Args:
+        ids: the text's tokens; [n].
+    """
+    counts = np.bincount(ids, minlength=vocab_size) + 1.0
+    return torch.from_numpy(np.log(counts / counts.sum())).float()
 
 
 def average(predictions: Iterable[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | None]:

@@ -20,6 +20,8 @@ PLAIN = RelabelSettings(
     alpha=0,
     dictionaries=1,
     temperature=1,
+    contrast=0,
+    prior=0,
     suppress_text=0,
     suppress_unseen_anchors=0,
     penalise_seen_counterparts=0,
@@ -42,7 +44,7 @@ def measured(
     tokenizer = toys.tokenizer()
     blocks = labels.sample(target, 5)
     prepared = labels.prepared_blocks(target, blocks, dictionary, tokenizer, settings)
-    labeller = labels.make_labeller(toys.model(seed=model), None, dictionary, tokenizer, settings, target.bos_id)
+    labeller = labels.make_labeller(toys.model(seed=model), None, dictionary, tokenizer, settings, target.bos_id, target)
     return labels.measure_labels(prepared, labeller, toys.model(seed=truth), label="labels")
 
 

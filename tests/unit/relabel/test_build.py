@@ -16,7 +16,7 @@ from forgetkit.core.errors import ForgetkitError
 from forgetkit.corpus.blocks import BlockedCorpus, block_documents
 from forgetkit.corpus.readers import Document
 from forgetkit.relabel.build import build_labels, load_labels
-from forgetkit.relabel.consistency import Status
+from forgetkit.relabel.consistency import Status, telltale_tokens
 from forgetkit.settings import RelabelSettings
 from tests import toys
 from tests.invariant.slow_relabel import slow_labels
@@ -58,7 +58,10 @@ def averaged(versions: tuple[Any, ...]) -> Any:
     [
         {},
         {"dictionaries": 3},
-        {"dictionaries": 2, "alpha": 0.0, "labels": "hard", "chunk_positions": 7},
+        {"dictionaries": 2, "contrast": 0.0, "labels": "hard", "chunk_positions": 7},
+        {"contrast": 0.0, "alpha": 0.5, "prior": 0.0},
+        {"retain": "kl"},
+        {"alpha": 1.0, "prior": 0.7, "contrast": 1.5},
         {"space": "logits", "alpha": 5.0, "suppress_unseen_anchors": 0.0, "mask_inside_anchors": True},
         {"mask_seen_anchors": False, "penalise_seen_counterparts": 0.0, "inner_suppression": 2.0},
         {"labels": "hard", "alpha": 2.0},
@@ -70,7 +73,9 @@ def test_fast_labels_equal_the_slow_reference(tmp_path: Path, changes: dict[str,
     text = corpus(toys.TEXT * 2)
     baseline, reinforced = models()
     tokenizer = toys.tokenizer("bytelevel")
-    build_labels(text, None, DICTIONARY, tokenizer, baseline, reinforced, settings, tmp_path)
+    retain = corpus(toys.TEXT[300:]) if changes.get("retain") else None
+    common = text if retain is None else retain
+    build_labels(text, retain, DICTIONARY, tokenizer, baseline, reinforced, settings, tmp_path)
     labels, _ = load_labels(tmp_path)
     assert len(labels) == len(text)
     matchers = [Matcher(version) for version in DICTIONARY.versions(settings.dictionaries)]
@@ -79,7 +84,7 @@ def test_fast_labels_equal_the_slow_reference(tmp_path: Path, changes: dict[str,
     compared = 0
     with torch.no_grad():
         for b in range(len(text)):
-            every = [slow_labels(text, b, matcher, tokenizer, *double, settings) for matcher in matchers]
+            every = [slow_labels(text, b, matcher, tokenizer, *double, settings, common) for matcher in matchers]
             expected = [averaged(one) for one in zip(*every, strict=True)]
             got = labels[b]
             for i, both in enumerate(expected):
@@ -113,6 +118,25 @@ def test_rule_2_changes_labels(tmp_path: Path) -> None:
         labels = load_labels(tmp_path / str(amount))[0]
         made.append(np.concatenate([labels[b].ids[:, 0] for b in range(len(labels))]))
     assert (made[0] != made[1]).any()
+
+
+def test_nothing_is_lowered_below_its_share_of_common_text(tmp_path: Path) -> None:
+    """However much unseen anchors are lowered, they stay as probable as the retain text has them, or as they were."""
+    text, tokenizer, share = corpus(), toys.tokenizer("bytelevel"), {}
+    common = corpus("The straw lay on the road to the town. " * 60)
+    given_away = min(min(ids) for ids in telltale_tokens(text, Matcher(DICTIONARY)).values() if ids)
+    counts = np.bincount(common.ids, minlength=len(tokenizer)) + 1
+    floor = float(np.log(counts / counts.sum())[given_away])
+    for amount in (0.0, 3.0, 50.0):
+        settings = RelabelSettings(suppress_unseen_anchors=amount, prior=0.1, top_k=len(tokenizer), temperature=1)
+        build_labels(text, common, DICTIONARY, tokenizer, *models(), settings, tmp_path / str(amount))
+        labels = load_labels(tmp_path / str(amount))[0]
+        first = labels[0]
+        rows = np.flatnonzero(first.status == Status.LABEL)[:3]  # before the block's first anchor
+        share[amount] = np.array([first.log_probs[r][first.ids[r] == given_away][0] for r in rows], float)
+    assert (share[0.0] > floor + 0.5).any()  # or the test would show nothing
+    assert np.allclose(share[50.0], np.minimum(share[0.0], floor), atol=0.1)
+    assert (share[50.0] <= share[3.0] + 0.01).all()
 
 
 def test_retain_labels_are_the_baselines_own_distribution(tmp_path: Path) -> None:

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from forgetkit.relabel.combine import Space, generic_logits, hard_labels, in_space, salience, soft_labels
+from forgetkit.relabel.combine import (
+    Space,
+    generic_logits,
+    hard_labels,
+    in_space,
+    log_frequencies,
+    salience,
+    shift,
+    soft_labels,
+)
 
 BASE = torch.tensor([[2.0, 1.0, 0.0]])
 RAISED = torch.tensor([[4.0, 0.5, 0.0]])
@@ -52,6 +62,28 @@ def test_subtraction_restricted_to_chosen_tokens() -> None:
 
 def test_dictionary_alone_without_reinforced_model() -> None:
     assert generic_logits(BASE, None, alpha=5).tolist() == BASE.tolist()
+
+
+def test_contrast_goes_back_where_reinforcement_raised_and_where_it_lowered() -> None:
+    # own - raised = (-2, .5, 0); half of it, whatever the sign
+    moved = shift(BASE.clone(), RAISED, 0.5, None, 0.15)
+    assert moved is not None
+    assert moved.tolist() == [[-1.0, 0.25, 0.0]]
+
+
+def test_frequencies_and_prior_by_hand() -> None:
+    prior_V = log_frequencies(np.array([1, 1, 0], np.int32), 3)  # counts 2, 3, 1 of 6
+    assert prior_V.exp().tolist() == pytest.approx([2 / 6, 3 / 6, 1 / 6])
+    alone = shift(None, None, 0.5, prior_V, 2.0)
+    both = shift(BASE.clone(), RAISED, 0.5, prior_V, 2.0)
+    assert alone is not None and both is not None
+    assert alone.tolist() == pytest.approx([2 * math.log(x / 6) for x in (2, 3, 1)])
+    assert both[0].tolist() == pytest.approx([a + b for a, b in zip((-1.0, 0.25, 0.0), alone.tolist(), strict=True)])
+
+
+def test_nothing_to_add() -> None:
+    assert shift(None, RAISED, 0.5, None, 1.0) is None
+    assert shift(BASE.clone(), RAISED, 0.0, log_frequencies(np.array([0], np.int32), 3), 0.0) is None
 
 
 def test_soft_labels_are_a_distribution() -> None:
