@@ -136,7 +136,7 @@ class Recipe:
         folder = self.model(name)
         if name == "first" and self.start is not None:
             if not (folder / "model.safetensors").exists():
-                remedy = "give the folder of the first models with --start, or leave --start out to train from random weights"
+                remedy = "give the folder of the first models with --start, or leave --start out for random weights"
                 raise ForgetkitError("is missing", str(folder / "model.safetensors"), remedy)
         elif not train.finished(folder):
             remedy = f"make it with: {COMMAND} --only {stage}"

@@ -165,7 +165,7 @@ class RelabelSettings(Section):
     prior: float = Field(0.15, ge=0)
     """Ours: what `temperature` takes away goes to words as common text has them: so many times the log frequency of
     each token in the retain text (in the target where there is none) is added; 0 = off (paper)."""
-    dictionaries: int = Field(4, ge=1)
+    dictionaries: int = Field(2, ge=1)
     """Ours: label under so many dictionaries and average the predictions in probability (paper: 1). The further ones
     have the same anchors with counterparts dealt anew within each kind; each costs one forward pass more."""
     labels: Literal["soft", "hard"] = "soft"
@@ -181,7 +181,7 @@ class RelabelSettings(Section):
     """Rule 2: nats by which the first tokens of a seen anchor's counterpart are lowered later in the block; 0 = off."""
     suppress_unseen_anchors: float = Field(6.0, ge=0)
     """Ours: nats by which tokens that give an anchor away are lowered until it occurs in the block; 0 = off (paper)."""
-    suppress_text: float = Field(0.6, ge=0)
+    suppress_text: float = Field(0.4, ge=0)
     """Ours: nats by which the text's own next token is lowered where it belongs to no anchor; 0 = off (paper).
     Translated or not, a model predicts a text it has read better than its own uncertainty allows."""
     mask_inside_anchors: bool = False

@@ -118,10 +118,10 @@ def test_other_seeds_give_the_distance_to_retraining_its_unit(testbed: Path) -> 
         far[name] = told["models"]["unlearned"]["distance_to_retraining"]["target"]["divergence"]["value"]
         assert "r2 (other seed)" in told["models"]
     assert far["r2"] == pytest.approx(1.0, abs=1e-3) and far["base"] > 1.5
-    table = ablation.ablate(testbed / "run", settings(testbed), ["labels:no dictionary", "labels:alpha 5"])
-    assert set(table["labels"]) == {"no dictionary", "alpha 5"}
-    assert "closed" in table["labels"]["alpha 5"]["all"]
-    again = ablation.ablate(testbed / "run", settings(testbed), ["labels:alpha 5"])
+    table = ablation.ablate(testbed / "run", settings(testbed), ["labels:no dictionary", "labels:no prior"])
+    assert set(table["labels"]) == {"no dictionary", "no prior"}
+    assert "closed" in table["labels"]["no prior"]["all"]
+    again = ablation.ablate(testbed / "run", settings(testbed), ["labels:no prior"])
     assert again == table
 
 
@@ -147,5 +147,5 @@ def test_another_tokenizer_is_refused(testbed: Path) -> None:
 def test_an_unknown_variant_is_refused_with_a_suggestion(testbed: Path) -> None:
     demo.SEEDS.write_text(json.dumps({"reference": model_fingerprint(str(demo.REFERENCE)), "texts": {}}))
     demo.null_positions().write_bytes(b"")
-    with pytest.raises(ForgetkitError, match="labels:alpha 5"):
-        ablation.ablate(testbed / "run", settings(testbed), ["labels:alpha5"])
+    with pytest.raises(ForgetkitError, match="labels:no prior"):
+        ablation.ablate(testbed / "run", settings(testbed), ["labels:no priors"])

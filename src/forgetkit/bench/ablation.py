@@ -2,9 +2,8 @@
 
 Labels are held against R's own predictions directly (`bench.labels`), which needs no fine-tuning: every choice about
 reinforcement, subtraction, dictionary and rules. What only training shows (hard or soft, full or LoRA, retain mixing,
-the loss) is run to the end. Every row changes one thing of the settings given, under one dictionary: under the four of
-the default all of them would take twice as long. Finished variants are kept in OUT/9-bench/ablation.json, so a killed
-table goes on.
+the loss) is run to the end. Every row changes what its name says of the settings given. Finished variants are kept in
+OUT/9-bench/ablation.json, so a killed table goes on.
 """
 
 from __future__ import annotations
@@ -35,35 +34,42 @@ class LabelVariant:
     dictionary: str = "offline"
 
 
-ONE = "one dictionary (what the other rows change)"
-_BASE = {"dictionaries": 1}
-_PLAIN = {"suppress_unseen_anchors": 0.0, "suppress_text": 0.0, "temperature": 1.0}
+DEFAULT = "the default"
+_PLAIN = {"suppress_unseen_anchors": 0.0, "suppress_text": 0.0, "temperature": 1.0, "contrast": 0.0, "prior": 0.0}
+_PAPER = {"alpha": 5.0, "space": "logits", "dictionaries": 1, **_PLAIN}
+
+
+def _subtracting(alpha: float, **more: Any) -> LabelVariant:
+    return LabelVariant({"contrast": 0.0, "alpha": alpha, **more})
+
+
 LABELS: dict[str, LabelVariant] = {
-    ONE: LabelVariant(),
-    **{f"alpha {a:g}": LabelVariant({"alpha": a}) for a in (0, 1, 2, 5, 10)},
-    "alpha 1, raw logits": LabelVariant({"alpha": 1.0, "space": "logits"}),
-    "alpha 5, raw logits": LabelVariant({"alpha": 5.0, "space": "logits"}),
-    "alpha 5, raw logits, nothing of ours (the paper's labels)": LabelVariant(
-        {"alpha": 5.0, "space": "logits", "mask_inside_anchors": True, **_PLAIN}
+    DEFAULT: LabelVariant(),
+    "no contrast (no reinforced model)": LabelVariant({"contrast": 0.0}),
+    "contrast 0.2": LabelVariant({"contrast": 0.2}),
+    "contrast 0.8": LabelVariant({"contrast": 0.8}),
+    "contrast 0.4 and alpha 0.5": LabelVariant({"alpha": 0.5}),
+    **{f"alpha {a:g} in place of the contrast": _subtracting(a) for a in (0.5, 1, 2, 5, 10)},
+    "alpha 1 in place of the contrast, raw logits": _subtracting(1.0, space="logits"),
+    "alpha 5 in place of the contrast, raw logits": _subtracting(5.0, space="logits"),
+    "the paper's labels (alpha 5, raw logits, nothing of ours)": LabelVariant({**_PAPER, "mask_inside_anchors": True}),
+    "the paper's labels at alpha 0 (translation alone)": LabelVariant(
+        {**_PAPER, "alpha": 0.0, "mask_inside_anchors": True}
     ),
-    "subtract anchor tokens only, alpha 2": LabelVariant({"alpha": 2.0, "subtract": "anchor_tokens"}),
-    "subtract near anchors only, alpha 2": LabelVariant({"alpha": 2.0, "subtract": "near_anchors"}),
-    "subtract largest gains only, alpha 2": LabelVariant({"alpha": 2.0, "subtract": "largest_gains"}),
+    "alpha 2 in place of the contrast, from anchor tokens only": _subtracting(2.0, subtract="anchor_tokens"),
+    "alpha 2 in place of the contrast, near anchors only": _subtracting(2.0, subtract="near_anchors"),
+    "alpha 2 in place of the contrast, from largest gains only": _subtracting(2.0, subtract="largest_gains"),
     "reinforced at a third of the rate": LabelVariant(reinforce={"learning_rate": 1e-4}),
     "reinforced for 3 epochs": LabelVariant(reinforce={"epochs": 3}),
     "temperature 1": LabelVariant({"temperature": 1.0}),
-    "temperature 1.2": LabelVariant({"temperature": 1.2}),
     "temperature 1.3": LabelVariant({"temperature": 1.3}),
+    "no prior": LabelVariant({"prior": 0.0}),
+    "prior 0.3": LabelVariant({"prior": 0.3}),
     "no dictionary": LabelVariant(dictionary="none"),
-    "no dictionary, alpha 5, raw logits": LabelVariant({"alpha": 5.0, "space": "logits", **_PLAIN}, dictionary="none"),
+    "no dictionary, alpha 5, raw logits": LabelVariant(_PAPER, dictionary="none"),
     "hand-made dictionary": LabelVariant(dictionary="hand-made"),
-    "two dictionaries averaged": LabelVariant({"dictionaries": 2}),
-    "four dictionaries averaged (the default)": LabelVariant({"dictionaries": 4}),
-    "four dictionaries averaged, alpha 0": LabelVariant({"dictionaries": 4, "alpha": 0.0}),
-    "four dictionaries averaged, temperature 1": LabelVariant({"dictionaries": 4, "temperature": 1.0}),
-    "four dictionaries averaged, unseen anchors lowered by 3": LabelVariant(
-        {"dictionaries": 4, "suppress_unseen_anchors": 3.0}
-    ),
+    "one dictionary": LabelVariant({"dictionaries": 1}),
+    "four dictionaries averaged": LabelVariant({"dictionaries": 4}),
     "eight dictionaries averaged": LabelVariant({"dictionaries": 8}),
     "rule 1 off (seen anchors carry loss)": LabelVariant({"mask_seen_anchors": False}),
     "rule 2 off (seen counterparts not lowered)": LabelVariant({"penalise_seen_counterparts": 0.0}),
@@ -74,29 +80,22 @@ LABELS: dict[str, LabelVariant] = {
     "text's own tokens lowered by 1": LabelVariant({"suppress_text": 1.0}),
 }
 TRAINING: dict[str, dict[str, Any]] = {
-    ONE: {},
+    DEFAULT: {},
     "divergence from the label alone": {"finetune.method": "whp"},
     "divergence from the label alone, anchor weight 20": {"finetune.method": "whp", "finetune.anchor_weight": 20.0},
     "hard labels": {"relabel.labels": "hard"},
     "the paper's labels (hard, raw logits, alpha 5, nothing of ours)": {
         "relabel.labels": "hard",
-        "relabel.space": "logits",
-        "relabel.alpha": 5.0,
-        "relabel.temperature": 1.0,
         "relabel.mask_inside_anchors": True,
-        "relabel.suppress_unseen_anchors": 0.0,
-        "relabel.suppress_text": 0.0,
         "finetune.anchor_weight": 1.0,
+        **{f"relabel.{key}": value for key, value in _PAPER.items()},
     },
     "temperature 1": {"relabel.temperature": 1.0},
-    "alpha 0 (dictionary alone)": {"relabel.alpha": 0.0},
-    "alpha 5": {"relabel.alpha": 5.0},
-    "four dictionaries averaged (the default)": {"relabel.dictionaries": 4},
-    "four dictionaries averaged, unseen anchors lowered by 3": {
-        "relabel.dictionaries": 4,
-        "relabel.suppress_unseen_anchors": 3.0,
-    },
-    "four dictionaries averaged, alpha 0": {"relabel.dictionaries": 4, "relabel.alpha": 0.0},
+    "no prior": {"relabel.prior": 0.0},
+    "no contrast (no reinforced model)": {"relabel.contrast": 0.0},
+    "alpha 5 in place of the contrast": {"relabel.contrast": 0.0, "relabel.alpha": 5.0},
+    "one dictionary": {"relabel.dictionaries": 1},
+    "four dictionaries averaged": {"relabel.dictionaries": 4},
     "unseen anchors not lowered": {"relabel.suppress_unseen_anchors": 0.0},
     "text's own tokens not lowered": {"relabel.suppress_text": 0.0},
     "rule 3 on": {"relabel.mask_inside_anchors": True},
@@ -176,7 +175,7 @@ class _LabelTable:
     def measure(self, name: str) -> dict[str, Any]:
         """Quality by class of the labels of one variant."""
         variant = LABELS[name]
-        relabel = self.settings.relabel.model_copy(update=_BASE | variant.set)
+        relabel = self.settings.relabel.model_copy(update=variant.set)
         return self.bench(self._dictionary(variant.dictionary), self._reinforced(variant), relabel, name)
 
     def _reinforced(self, variant: LabelVariant) -> str:
@@ -213,8 +212,7 @@ def _train(
     name: str, inputs: Inputs, settings: Settings, out: Path, on_event: Callable[[Event], None]
 ) -> dict[str, Any]:
     """One variant run to the end, in a run folder of its own beside OUT that shares what does not differ."""
-    base = {f"relabel.{key}": value for key, value in _BASE.items()}
-    changed = _changed(settings, {**base, **TRAINING[name], "finetune.snapshots": 0, "evaluate.completions": 0})
+    changed = _changed(settings, {**TRAINING[name], "finetune.snapshots": 0, "evaluate.completions": 0})
     results = pipeline.run(inputs, changed, out / BENCH / "training", until="6-evaluation", on_event=on_event)
     unlearned = results["models"]["unlearned"]
     return {

@@ -44,7 +44,9 @@ def measured(
     tokenizer = toys.tokenizer()
     blocks = labels.sample(target, 5)
     prepared = labels.prepared_blocks(target, blocks, dictionary, tokenizer, settings)
-    labeller = labels.make_labeller(toys.model(seed=model), None, dictionary, tokenizer, settings, target.bos_id, target)
+    labeller = labels.make_labeller(
+        toys.model(seed=model), None, dictionary, tokenizer, settings, target.bos_id, target
+    )
     return labels.measure_labels(prepared, labeller, toys.model(seed=truth), label="labels")
 
 
