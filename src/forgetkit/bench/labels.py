@@ -148,7 +148,7 @@ def make_labeller(
     tokenizer: Any,
     settings: RelabelSettings,
     bos: Any,
-    common: BlockedCorpus,
+    common: BlockedCorpus | None,
 ) -> Labeller:
     """A labeller as `relabel.build` makes it; `common`: the text whose token frequencies are the prior."""
     tokens = anchor_token_ids(dictionary, tokenizer) if settings.subtract == "anchor_tokens" else None

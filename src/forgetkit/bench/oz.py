@@ -231,7 +231,6 @@ class LabelBench:
 
     def __init__(self, run: Path, settings: Settings, *, full: bool) -> None:
         target, retain = corpus.load(run / "1-corpus")
-        assert retain is not None
         tokenizer = load_tokenizer(str(demo.MODEL))
         self.target, self.common, self.tokenizer, self.settings = target, retain, tokenizer, settings
         self.blocks = label_quality.sample(target, LABEL_BLOCKS)

@@ -127,7 +127,7 @@ def near_anchors(role: NDArray[np.uint8]) -> NDArray[np.bool_]:
 class Labeller:
     """Turns prepared blocks into labels with one or two models.
 
-    common: the text whose token frequencies are the prior; with None there is no prior.
+    common: the retain text, whose token frequencies are the prior; with None there is no prior.
     """
 
     def __init__(
@@ -463,7 +463,7 @@ def build_labels(
             pad_id=pad_id,
             bos_id=target.bos_id,
             anchor_tokens=anchor_tokens,
-            common=retain if retain is not None else target,
+            common=retain,
         )
         prepared = prepare_blocks(target, dictionary, tokenizer, settings, own_blocks(len(target)))
         summary["target"] = write_labels(prepared, len(target), labeller, out / "target", progress=progress)

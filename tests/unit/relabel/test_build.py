@@ -73,9 +73,8 @@ def test_fast_labels_equal_the_slow_reference(tmp_path: Path, changes: dict[str,
     text = corpus(toys.TEXT * 2)
     baseline, reinforced = models()
     tokenizer = toys.tokenizer("bytelevel")
-    retain = corpus(toys.TEXT[300:]) if changes.get("retain") else None
-    common = text if retain is None else retain
-    build_labels(text, retain, DICTIONARY, tokenizer, baseline, reinforced, settings, tmp_path)
+    common = corpus(toys.TEXT[300:])
+    build_labels(text, common, DICTIONARY, tokenizer, baseline, reinforced, settings, tmp_path)
     labels, _ = load_labels(tmp_path)
     assert len(labels) == len(text)
     matchers = [Matcher(version) for version in DICTIONARY.versions(settings.dictionaries)]
@@ -118,6 +117,15 @@ def test_rule_2_changes_labels(tmp_path: Path) -> None:
         labels = load_labels(tmp_path / str(amount))[0]
         made.append(np.concatenate([labels[b].ids[:, 0] for b in range(len(labels))]))
     assert (made[0] != made[1]).any()
+
+
+def test_without_retain_text_there_is_no_prior(tmp_path: Path) -> None:
+    text, tokenizer = corpus(toys.TEXT), toys.tokenizer("bytelevel")
+    for prior in (0.5, 0.0):
+        settings = RelabelSettings(prior=prior, top_k=16)
+        build_labels(text, None, DICTIONARY, tokenizer, *models(), settings, tmp_path / str(prior))
+    with_prior, without = (load_labels(tmp_path / name)[0][0] for name in ("0.5", "0.0"))
+    assert (with_prior.ids == without.ids).all() and (with_prior.log_probs == without.log_probs).all()
 
 
 def test_nothing_is_lowered_below_its_share_of_common_text(tmp_path: Path) -> None:
