@@ -166,7 +166,7 @@ class RelabelSettings(Section):
     """Ours: what `temperature` takes away goes to words as common text has them: so many times the log frequency of
     each token in the retain text is added, and nothing below is lowered under that frequency. 0 = off (paper), as it is
     without retain text."""
-    dictionaries: int = Field(2, ge=1)
+    dictionaries: int = Field(4, ge=1)
     """Ours: label under so many dictionaries and average the predictions in probability (paper: 1). The further ones
     have the same anchors with counterparts dealt anew within each kind; each costs one forward pass more."""
     labels: Literal["soft", "hard"] = "soft"
