@@ -193,13 +193,12 @@ class Bench:
         """The baseline on every translation, the reinforced model on the text, and the baseline on it as well where
         positions inside anchors get labels or it is contrasted with the reinforced model; without padding."""
         raised = labeller.reinforced is not None
-        contrasted = raised and labeller.settings.contrast > 0
-        original = contrasted or any((b.plan.status == Status.INNER).any() for b in batch)
+        original = labeller.contrasted or any((b.plan.status == Status.INNER).any() for b in batch)
         tokens = rows = 0
         for block in batch:
             translations = 1 + len(block.others)
             tokens += translations * (len(block.target_ids) + 1) + (raised + original) * (len(block.ids) + 1)
-            rows += (translations + raised + contrasted) * int((block.plan.status <= Status.INNER).sum())
+            rows += (translations + raised + labeller.contrasted) * int((block.plan.status <= Status.INNER).sum())
         return tokens * self.needed.body + rows * self.needed.head
 
     def _train(

@@ -27,7 +27,7 @@ from forgetkit.core.heads import SplitHead
 from forgetkit.core.progress import progress
 from forgetkit.corpus.blocks import BlockedCorpus
 from forgetkit.evaluate.statistics import Series, bootstrap_means
-from forgetkit.relabel.build import Labeller, PreparedBlock, anchor_token_ids, near_anchors, prepare_blocks
+from forgetkit.relabel.build import Labeller, PreparedBlock, near_anchors, prepare_blocks
 from forgetkit.relabel.consistency import Role
 from forgetkit.settings import RelabelSettings
 
@@ -139,21 +139,6 @@ def prepared_blocks(
     chosen = set(blocks)
     every: Iterator[PreparedBlock] = prepare_blocks(target, dictionary, tokenizer, settings)
     return [block for i, block in enumerate(every) if i in chosen]
-
-
-def make_labeller(
-    baseline: Any,
-    reinforced: Any | None,
-    dictionary: Dictionary,
-    tokenizer: Any,
-    settings: RelabelSettings,
-    bos: Any,
-    common: BlockedCorpus | None,
-) -> Labeller:
-    """A labeller as `relabel.build` makes it; `common`: the text whose token frequencies are the prior."""
-    tokens = anchor_token_ids(dictionary, tokenizer) if settings.subtract == "anchor_tokens" else None
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    return Labeller(baseline, reinforced, settings, pad_id=pad_id, bos_id=bos, anchor_tokens=tokens, common=common)
 
 
 def quality(

@@ -26,6 +26,7 @@ from forgetkit.corpus.readers import read_paths
 from forgetkit.evaluate.plan import digest
 from forgetkit.evaluate.run import evaluate, write_json
 from forgetkit.pipeline import Event, Inputs
+from forgetkit.relabel.build import make_labeller
 from forgetkit.settings import RelabelSettings, Settings
 
 BENCH = "9-bench"
@@ -256,7 +257,7 @@ class LabelBench:
         """Quality by class of the labels these parts give."""
         raised = load_model(reinforced, self.settings.model) if reinforced and settings.uses_reinforced else None
         prepared = label_quality.prepared_blocks(self.target, self.blocks, dictionary, self.tokenizer, settings)
-        labeller = label_quality.make_labeller(
+        labeller = make_labeller(
             self.baseline, raised, dictionary, self.tokenizer, settings, self.target.bos_id, self.common
         )
         measured = label_quality.measure_labels(prepared, labeller, self.reference, label=label)

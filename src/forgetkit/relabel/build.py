@@ -143,6 +143,7 @@ class Labeller:
     ) -> None:
         self.baseline = SplitHead(baseline)
         self.reinforced = SplitHead(reinforced) if reinforced is not None and settings.uses_reinforced else None
+        self.contrasted = self.reinforced is not None and settings.contrast > 0
         self.settings, self.pad_id, self.bos_id = settings, pad_id, bos_id
         self.vocab_size = int(baseline.get_output_embeddings().weight.shape[0])
         self.device = baseline.get_input_embeddings().weight.device
@@ -196,8 +197,7 @@ class Labeller:
         for low in range(0, len(position), step):
             which, at = row_block[low : low + step], position[low : low + step]
             raised_NV = self._rows(self.reinforced, raised, which, at)
-            contrasted = raised_NV is not None and self.settings.contrast > 0
-            own_NV = self._rows(self.baseline, original, which, at) if contrasted else None
+            own_NV = self._rows(self.baseline, original, which, at) if self.contrasted else None
             shift_NV = shift(own_NV, raised_NV, self.settings.contrast, self.prior_V, self.settings.prior)
             predicted = (
                 self._predict_rows(version, which, at, states, original, raised_NV, shift_NV)
@@ -207,8 +207,7 @@ class Labeller:
 
     def _original(self, blocks: Sequence[PreparedBlock]) -> Tensor | None:
         """The baseline on the original text, only where something asks for it."""
-        contrasted = self.settings.contrast > 0 and self.reinforced is not None
-        if contrasted or any((b.plan.status == Status.INNER).any() for b in blocks):
+        if self.contrasted or any((b.plan.status == Status.INNER).any() for b in blocks):
             return self._hidden(self.baseline, [b.ids for b in blocks])
         return None
 
@@ -428,6 +427,21 @@ def write_labels(
     return {"blocks": count, "positions": dict(sorted(statuses.items())), "bytes": size_bytes}
 
 
+def make_labeller(
+    baseline: Any,
+    reinforced: Any | None,
+    dictionary: Dictionary,
+    tokenizer: Any,
+    settings: RelabelSettings,
+    bos_id: int | None,
+    common: BlockedCorpus | None,
+) -> Labeller:
+    """The labeller of a target text; `common`: the text whose token frequencies are the prior."""
+    tokens = anchor_token_ids(dictionary, tokenizer) if settings.subtract == "anchor_tokens" else None
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    return Labeller(baseline, reinforced, settings, pad_id=pad_id, bos_id=bos_id, anchor_tokens=tokens, common=common)
+
+
 def build_labels(
     target: BlockedCorpus,
     retain: BlockedCorpus | None,
@@ -450,21 +464,11 @@ def build_labels(
     Raises:
         ForgetkitError: no position of the target got a label (everything is an anchor), or logits not finite.
     """
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    anchor_tokens = anchor_token_ids(dictionary, tokenizer) if settings.subtract == "anchor_tokens" else None
     with_retain = retain is not None and settings.retain != "none"
     n_retain = min(len(retain), retain_blocks or len(retain)) if retain is not None and with_retain else 0
     summary: dict[str, Any] = {}
     with Progress("labels", len(own_blocks(len(target))) + len(own_blocks(n_retain)), "blocks") as progress:
-        labeller = Labeller(
-            baseline,
-            reinforced,
-            settings,
-            pad_id=pad_id,
-            bos_id=target.bos_id,
-            anchor_tokens=anchor_tokens,
-            common=retain,
-        )
+        labeller = make_labeller(baseline, reinforced, dictionary, tokenizer, settings, target.bos_id, retain)
         prepared = prepare_blocks(target, dictionary, tokenizer, settings, own_blocks(len(target)))
         summary["target"] = write_labels(prepared, len(target), labeller, out / "target", progress=progress)
         labelled = sum(summary["target"]["positions"].get(k, 0) for k in ("label", "inner"))
@@ -475,7 +479,7 @@ def build_labels(
                 remedy="set keep: false on the commonest entries (forgetkit anchors lint)",
             )
         if retain is not None and n_retain:
-            plain = Labeller(baseline, None, retain_settings(settings), pad_id=pad_id, bos_id=retain.bos_id)
+            plain = Labeller(baseline, None, retain_settings(settings), pad_id=labeller.pad_id, bos_id=retain.bos_id)
             summary["retain"] = write_labels(
                 plain_blocks(retain, own_blocks(n_retain)),
                 n_retain,

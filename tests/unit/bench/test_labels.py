@@ -13,6 +13,7 @@ from forgetkit.bench import labels
 from forgetkit.core.errors import ForgetkitError
 from forgetkit.corpus.blocks import BlockedCorpus, block_documents
 from forgetkit.corpus.readers import Document
+from forgetkit.relabel.build import make_labeller
 from forgetkit.settings import RelabelSettings
 from tests import toys
 
@@ -44,9 +45,7 @@ def measured(
     tokenizer = toys.tokenizer()
     blocks = labels.sample(target, 5)
     prepared = labels.prepared_blocks(target, blocks, dictionary, tokenizer, settings)
-    labeller = labels.make_labeller(
-        toys.model(seed=model), None, dictionary, tokenizer, settings, target.bos_id, target
-    )
+    labeller = make_labeller(toys.model(seed=model), None, dictionary, tokenizer, settings, target.bos_id, target)
     return labels.measure_labels(prepared, labeller, toys.model(seed=truth), label="labels")
 
 
