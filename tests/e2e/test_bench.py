@@ -118,9 +118,14 @@ def test_other_seeds_give_the_distance_to_retraining_its_unit(testbed: Path) -> 
         far[name] = told["models"]["unlearned"]["distance_to_retraining"]["target"]["divergence"]["value"]
         assert "r2 (other seed)" in told["models"]
     assert far["r2"] == pytest.approx(1.0, abs=1e-3) and far["base"] > 1.5
-    table = ablation.ablate(testbed / "run", settings(testbed), ["labels:no dictionary", "labels:no prior"])
+    rows = ["labels:no dictionary", "labels:no prior", "training:one epoch"]
+    table = ablation.ablate(testbed / "run", settings(testbed), rows)
     assert set(table["labels"]) == {"no dictionary", "no prior"}
     assert "closed" in table["labels"]["no prior"]["all"]
+    assert table["training"]["one epoch"]["normalised_residual"]["loss.target"]["value"] is not None
+    labels, training = (rows for _, rows in ablation.tables(table))
+    assert [row[0] for row in labels[1:]] == ["no prior", "no dictionary"]
+    assert training[1][0] == "one epoch" and len(training[1]) == len(training[0])
     again = ablation.ablate(testbed / "run", settings(testbed), ["labels:no prior"])
     assert again == table
 

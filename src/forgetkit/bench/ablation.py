@@ -231,12 +231,15 @@ def _changed(settings: Settings, changes: dict[str, Any]) -> Settings:
 
 
 def tables(told: dict[str, Any]) -> list[tuple[str, list[list[str]]]]:
-    """(title, rows) for the terminal."""
+    """(title, rows) for the terminal, rows in the order they are defined in, not in which they were measured."""
+    labels, training = (
+        {name: told[group][name] for name in every if name in told[group]} for group, every in GROUPS.items()
+    )
     out: list[tuple[str, list[list[str]]]] = []
-    if told["labels"]:
+    if labels:
         head = ["labels", "KL(R, .)", "gap closed", "agreement with R / other seed's", "first", "near", "elsewhere"]
         rows = [head]
-        for name, own in told["labels"].items():
+        for name, own in labels.items():
             all_ = own["all"]
             closed, relative = all_.get("closed"), all_.get("relative_agreement")
             parts = [f"{own[k]['labels']['divergence']:.3f}" if own[k]["positions"] else "-" for k in head[-3:]]
@@ -250,10 +253,10 @@ def tables(told: dict[str, Any]) -> list[tuple[str, list[list[str]]]]:
                 ]
             )
         out.append(("Label quality (KL in nats, lower is closer to R)", rows))
-    if told["training"]:
+    if training:
         keys = ("familiarity.probability", "cloze.accuracy", "recall.probability", "loss.target")
         rows = [["training", "health", *(f"NR {key}" for key in keys), "D target", "held-out", "neighbour"]]
-        for name, own in told["training"].items():
+        for name, own in training.items():
             residuals = [own["normalised_residual"][key]["value"] for key in keys]
             far = own["distance_to_retraining"]["target"]["divergence"]["value"]
             rows.append(
