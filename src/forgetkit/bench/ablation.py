@@ -64,6 +64,8 @@ LABELS: dict[str, LabelVariant] = {
     "temperature 1": LabelVariant({"temperature": 1.0}),
     "temperature 1.3": LabelVariant({"temperature": 1.3}),
     "no prior": LabelVariant({"prior": 0.0}),
+    "no prior, temperature 1.1": LabelVariant({"prior": 0.0, "temperature": 1.1}),
+    "no prior, temperature 1": LabelVariant({"prior": 0.0, "temperature": 1.0}),
     "prior 0.3": LabelVariant({"prior": 0.3}),
     "no dictionary": LabelVariant(dictionary="none"),
     "no dictionary, alpha 5, raw logits": LabelVariant(_PAPER, dictionary="none"),
@@ -254,7 +256,7 @@ def tables(told: dict[str, Any]) -> list[tuple[str, list[list[str]]]]:
             )
         out.append(("Label quality (KL in nats, lower is closer to R)", rows))
     if training:
-        keys = ("familiarity.probability", "cloze.accuracy", "recall.probability", "loss.target")
+        keys = ("familiarity.probability", "cloze.accuracy", "extraction.strength", "recall.probability", "loss.target")
         rows = [["training", "health", *(f"NR {key}" for key in keys), "D target", "held-out", "neighbour"]]
         for name, own in training.items():
             residuals = [own["normalised_residual"][key]["value"] for key in keys]
