@@ -197,12 +197,12 @@ def _rich_table(rows: list[list[str]]) -> None:
 
     table = Table(show_edge=False, pad_edge=False)
     for number, name in enumerate(rows[0]):
-        table.add_column(name, justify="left" if number == 0 else "right", no_wrap=number == 0)
+        table.add_column(name, justify="left" if number == 0 else "right", overflow="fold")
     for row in rows[1:]:
         table.add_row(*row)
     console = Console(markup=False, highlight=False)
     if not console.is_terminal:
-        console.width = 140
+        console.width = 1000  # no line is cut or wrapped in a file
     console.print(table)
 
 

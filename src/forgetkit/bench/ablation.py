@@ -259,7 +259,8 @@ def tables(told: dict[str, Any]) -> list[tuple[str, list[list[str]]]]:
         out.append(("Label quality (KL in nats, lower is closer to R)", rows))
     if training:
         keys = ("familiarity.probability", "cloze.accuracy", "extraction.strength", "recall.probability", "loss.target")
-        rows = [["training", "health", *(f"NR {key}" for key in keys), "D target", "held-out", "neighbour"]]
+        short = [key.partition(".")[0] for key in keys]
+        rows = [["training", "health", *short, "D target", "held-out", "neighbour"]]
         for name, own in training.items():
             residuals = [own["normalised_residual"][key]["value"] for key in keys]
             far = own["distance_to_retraining"]["target"]["divergence"]["value"]
@@ -272,5 +273,5 @@ def tables(told: dict[str, Any]) -> list[tuple[str, list[list[str]]]]:
                     *(f"{own['cost'][key]:+.1%}" for key in ("loss.heldout", "loss.neighbour")),
                 ]
             )
-        out.append(("Training (NR: 0 = as if never read, 1 = untouched)", rows))
+        out.append((f"Training (residuals of {', '.join(keys)}: 0 = as if never read, 1 = untouched)", rows))
     return out
